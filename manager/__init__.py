@@ -1,0 +1,1 @@
+"""The manager: store, orchestrators, dispatcher, Engine API, and the programs `swarmd`, `swarm`."""

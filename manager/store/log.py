@@ -1,0 +1,52 @@
+"""What the store needs of a replicated log. `raft.single.SingleLog` fits; the Raft node will.
+
+The store serialises a transaction into one entry and proposes it. Entries are committed in the
+order of the proposals; the future of each resolves with its index when it is durable on a
+majority (of one, at first), or fails:
+
+* `NotLeaderError`: surely not in the log, another manager leads;
+* `UnavailableError`: unknown, leadership or the disk was lost meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+import msgspec
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A committed entry: `index` counts from 1 without gaps."""
+
+    index: int
+    data: bytes
+
+
+class ReplicatedLog(Protocol):
+    """An ordered, durable list of entries with snapshots."""
+
+    @property
+    def last_index(self) -> int:
+        """The index of the newest entry, committed or not."""
+
+    @property
+    def snapshot_index(self) -> int:
+        """The last entry that the newest durable snapshot contains; 0 without one."""
+
+    def propose(self, data: bytes) -> asyncio.Future[int]:
+        """Append an entry; never blocks.
+
+        Raises:
+            ResourceExhaustedError: too many bytes are in flight.
+        """
+
+    def restore(self) -> tuple[Iterator[bytes], Iterator[Entry]]:
+        """Return the newest snapshot's chunks, if any, and the entries after it; once, at start."""
+
+    async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
+        """Store a snapshot of the state at `index`, durable on return; then drop older segments."""
+
+    async def close(self) -> None:
+        """Finish what was proposed and close the files."""

@@ -1,0 +1,1 @@
+"""The node's data plane: desired links, addresses and rules in, the difference applied."""

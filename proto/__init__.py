@@ -1,0 +1,1 @@
+"""Domain objects, identifiers, states and errors: imports none of our packages and does no I/O."""

@@ -1,0 +1,1 @@
+"""Images: a content-addressed store, layers unpacked once, registries through skopeo."""

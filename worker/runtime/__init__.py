@@ -1,0 +1,1 @@
+"""Runtimes: `oci` runs real containers by crun or runc under conmon, `sim` pretends."""
