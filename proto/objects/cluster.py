@@ -150,6 +150,8 @@ class TaskStatus(Stored, frozen=True):
     pid: int = 0
     exit_code: int | None = None
     host_ports: tuple[PortConfig, ...] = ()
+    # When RUNNING was reached; kept by the dispatcher through later states. 0 before.
+    running_at: float = 0.0
 
 
 class Task(Stored, frozen=True):

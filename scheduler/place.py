@@ -1,0 +1,173 @@
+"""Place tasks on nodes: filters say which nodes can, spread says which of them should.
+
+A `TaskGroup` is the waiting tasks of one version of one service: they are alike, so that nodes
+are filtered once for all of them. The ranking is Docker Swarm's: fewest tasks of the service,
+then fewest tasks in all, then the node's ID so that a view always gives the same plan. A refusal
+is a value with the reason, counted over the nodes, as `docker service ps` shows it. Source of
+rules and texts: swarmkit manager/scheduler (filter.go, scheduler.go).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from proto.errors import InvalidError
+from proto.ids import NodeID, ServiceID, TaskID
+from proto.objects import Node, NodeAvailability, NodeState, TaskSpec
+from scheduler.constraints import Constraint, parse_constraint
+from scheduler.usage import Usage
+
+
+class TaskGroup(msgspec.Struct, frozen=True):
+    """Waiting tasks, in the order in which they are to be placed, that share a spec."""
+
+    service_id: ServiceID
+    spec: TaskSpec
+    task_ids: tuple[TaskID, ...]
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """This task goes to this node."""
+
+    task_id: TaskID
+    node_id: NodeID
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """No node can take this task now; `reason` is the sentence a person is shown."""
+
+    task_id: TaskID
+    reason: str
+
+
+Decision = Placement | Refusal
+
+_NODE_UNAVAILABLE = "is not available for new tasks"
+_NO_RESOURCES = "insufficient resources"
+_NO_CONSTRAINT = "scheduling constraints not satisfied"
+_NO_PLATFORM = "unsupported platform"
+_MAX_REPLICAS = "max replicas per node limit exceed"
+
+
+class _Candidate:
+    """A node with what is free on it while the plan grows."""
+
+    def __init__(self, node: Node, usage: Usage, service_id: ServiceID) -> None:
+        used = usage.of(node.id)
+        total = node.description.resources
+        self.node = node
+        self.free_nano_cpus = total.nano_cpus - used.nano_cpus
+        self.free_memory_bytes = total.memory_bytes - used.memory_bytes
+        self.service_tasks = used.by_service.get(service_id, 0)
+        self.all_tasks = used.tasks
+
+    def rank(self) -> tuple[int, int, NodeID]:
+        return (self.service_tasks, self.all_tasks, self.node.id)
+
+    def refuses(self, spec: TaskSpec) -> str | None:
+        """Check what changes while the group is placed."""
+        wanted = spec.resources.reservations
+        if wanted.nano_cpus > self.free_nano_cpus and wanted.nano_cpus:
+            return _NO_RESOURCES
+        if wanted.memory_bytes > self.free_memory_bytes and wanted.memory_bytes:
+            return _NO_RESOURCES
+        limit = spec.placement.max_replicas_per_node
+        if limit and self.service_tasks >= limit:
+            return _MAX_REPLICAS
+        return None
+
+    def take(self, spec: TaskSpec) -> None:
+        wanted = spec.resources.reservations
+        self.free_nano_cpus -= wanted.nano_cpus
+        self.free_memory_bytes -= wanted.memory_bytes
+        self.service_tasks += 1
+        self.all_tasks += 1
+
+
+def place(group: TaskGroup, nodes: Sequence[Node], usage: Usage) -> list[Decision]:
+    """Decide for every task of the group, in its order.
+
+    Args:
+        group: the waiting tasks.
+        nodes: all nodes of the cluster.
+        usage: what is taken already, without this group.
+    """
+    reasons: Counter[str] = Counter()
+    try:
+        constraints = [parse_constraint(text) for text in group.spec.placement.constraints]
+    except InvalidError as error:
+        return [Refusal(task_id, error.message) for task_id in group.task_ids]
+    candidates: list[_Candidate] = []
+    for node in nodes:
+        reason = _static_refusal(node, group.spec, constraints)
+        if reason:
+            reasons[reason] += 1
+        else:
+            candidates.append(_Candidate(node, usage, group.service_id))
+    heap = [(*candidate.rank(), candidate) for candidate in candidates]
+    heapq.heapify(heap)
+    decisions: list[Decision] = []
+    for task_id in group.task_ids:
+        chosen = _next_candidate(heap, group.spec, reasons)
+        if chosen is None:
+            decisions.append(Refusal(task_id, _explain(reasons)))
+            continue
+        chosen.take(group.spec)
+        heapq.heappush(heap, (*chosen.rank(), chosen))
+        decisions.append(Placement(task_id, chosen.node.id))
+    return decisions
+
+
+def _next_candidate(
+    heap: list[tuple[int, int, NodeID, _Candidate]], spec: TaskSpec, reasons: Counter[str]
+) -> _Candidate | None:
+    """Pop the best node that still has room; those that have none are dropped for good."""
+    while heap:
+        candidate = heapq.heappop(heap)[3]
+        reason = candidate.refuses(spec)
+        if reason is None:
+            return candidate
+        reasons[reason] += 1
+    return None
+
+
+def _static_refusal(node: Node, spec: TaskSpec, constraints: Sequence[Constraint]) -> str | None:
+    """Check what does not change while the group is placed."""
+    is_ready = node.status.state is NodeState.READY
+    if not is_ready or node.spec.availability is not NodeAvailability.ACTIVE:
+        return _NODE_UNAVAILABLE
+    if not all(constraint.matches(node) for constraint in constraints):
+        return _NO_CONSTRAINT
+    platforms = spec.placement.platforms
+    own = node.description.platform
+    if platforms and not any(
+        (not p.os or p.os == own.os)
+        and (not p.architecture or _architecture(p.architecture) == _architecture(own.architecture))
+        for p in platforms
+    ):
+        return _NO_PLATFORM
+    return None
+
+
+def _architecture(name: str) -> str:
+    """Give one name to the two that uname and Go have for an architecture."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(name, name)
+
+
+def _explain(reasons: Counter[str]) -> str:
+    """Say why no node fits: `no suitable node (… on 2 nodes; … on 1 node)`."""
+    if not reasons:
+        return "no suitable node (the cluster has no node)"
+    parts = []
+    for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
+        plural = "s" if count > 1 else ""
+        if reason == _NODE_UNAVAILABLE:
+            verb = "nodes are" if count > 1 else "node is"
+            parts.append(f"{count} {verb} not available for new tasks")
+        else:
+            parts.append(f"{reason} on {count} node{plural}")
+    return f"no suitable node ({'; '.join(parts)})"
