@@ -13,14 +13,19 @@ from typing import Protocol
 import msgspec
 
 from proto.ids import NodeID, TaskID
-from proto.objects import Node, NodeDescription, ServiceSpec, Task, TaskStatus
+from proto.objects import Node, NodeDescription, PortConfig, ServiceSpec, Task, TaskStatus
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """A task of this node with the version of its service's spec that it was made from."""
+    """A task of this node with the version of its service's spec that it was made from.
+
+    `ports` are the spec's with their published numbers as allocated by the manager; when empty,
+    those in the spec are taken.
+    """
 
     task: Task
     spec: ServiceSpec
+    ports: tuple[PortConfig, ...] = ()
 
 
 class CompleteAssignments(msgspec.Struct, frozen=True, tag=True):

@@ -175,6 +175,24 @@ class Runtime(Protocol):
     async def remove(self, container_id: ContainerID) -> None:
         """Kill what is left; remove bundle, mounts, cgroup, log and directory. Idempotent."""
 
+    async def exec(
+        self,
+        container_id: ContainerID,
+        argv: tuple[str, ...],
+        *,
+        env: tuple[str, ...] = (),
+        user: str = "",
+        working_dir: str = "",
+        timeout: float,
+    ) -> tuple[int, bytes]:
+        """Run a command inside the running container; return its exit code and its output.
+
+        It starts with the container's own environment, user and working directory; `env` adds
+        to the first, `user` and `working_dir` replace the others unless "". Both output streams
+        come together, the last 4096 bytes at least. A command that takes longer than `timeout`
+        seconds is killed, and `TimeoutError` raised.
+        """
+
     async def list_containers(self) -> list[ContainerState]:
         """Return every container of this runtime, also those made by an earlier daemon."""
 
