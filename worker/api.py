@@ -10,45 +10,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-import msgspec
+from proto.assignments import (
+    Assignment,
+    AssignmentChanges,
+    AssignmentMessage,
+    CompleteAssignments,
+    StatusUpdate,
+)
+from proto.ids import NodeID
+from proto.objects import Node, NodeDescription
 
-from proto.ids import NodeID, TaskID
-from proto.objects import Node, NodeDescription, PortConfig, ServiceSpec, Task, TaskStatus
-
-
-class Assignment(msgspec.Struct, frozen=True):
-    """A task of this node with the version of its service's spec that it was made from.
-
-    `ports` are the spec's with their published numbers as allocated by the manager; when empty,
-    those in the spec are taken.
-    """
-
-    task: Task
-    spec: ServiceSpec
-    ports: tuple[PortConfig, ...] = ()
-
-
-class CompleteAssignments(msgspec.Struct, frozen=True, tag=True):
-    """All that this node shall have; whatever else it runs is to be removed."""
-
-    assignments: tuple[Assignment, ...]
-
-
-class AssignmentChanges(msgspec.Struct, frozen=True, tag=True):
-    """What changed since the last message; `removed` tasks are forgotten, containers and all."""
-
-    updated: tuple[Assignment, ...] = ()
-    removed: tuple[TaskID, ...] = ()
-
-
-AssignmentMessage = CompleteAssignments | AssignmentChanges
-
-
-class StatusUpdate(msgspec.Struct, frozen=True):
-    """What the agent observed of one task; the state never goes back."""
-
-    task_id: TaskID
-    status: TaskStatus
+__all__ = [
+    "Assignment",
+    "AssignmentChanges",
+    "AssignmentMessage",
+    "CompleteAssignments",
+    "Dispatcher",
+    "StatusUpdate",
+]
 
 
 class Dispatcher(Protocol):

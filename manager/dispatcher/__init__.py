@@ -1,1 +1,1 @@
-"""To be described."""
+"""The dispatcher: hands each node its tasks, and takes in what became of them."""

@@ -1,0 +1,305 @@
+"""The leader's loop: wakes on events, runs a step for every service concerned, writes the plans.
+
+The shell around `step`: it decides nothing about services. Events only say which services to look
+at; the view decides. A plan is written in a transaction that first compares every object with
+what the plan was made from: where the store has moved on, the plan is dropped and the service
+looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from functools import partial
+
+import structlog
+
+from manager.orchestrator.draft import ServicePlan, ServiceState
+from manager.orchestrator.step import step
+from manager.store.store import Store
+from manager.store.tables import View
+from manager.store.transaction import Transaction
+from manager.store.watch import Event, Resync, Watch
+from proto.clock import Clock
+from proto.errors import SwarmError
+from proto.ids import ServiceID
+from proto.objects import (
+    Cluster,
+    Node,
+    Resources,
+    Service,
+    ServiceSpecVersion,
+    Task,
+    spec_version_id,
+)
+from scheduler import Usage
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# A step may write at most this many changes in one transaction, so that no entry is huge.
+CHANGES_MAX = 200
+HISTORY_LIMIT_DEFAULT = 5
+# After a refused write (a full disk) the loop waits this long before it looks again.
+RETRY_SECONDS = 1.0
+
+
+class Orchestrator:
+    """Runs steps for as long as this manager leads."""
+
+    def __init__(self, store: Store, *, clock: Clock, rng: random.Random) -> None:
+        """Keep what steps are given."""
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._dirty: dict[ServiceID, None] = {}
+        self._wakes: dict[ServiceID, float] = {}
+        self._usage: Usage | None = None
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with self._store.watch(Service, Task, Node, Cluster) as watch:
+            self._start_over(watch.view)
+            while True:
+                try:
+                    await self._work()
+                except SwarmError as error:
+                    log.warning("orchestrator_write_failed", error=error.message)
+                    self._mark_all(self._store.view())
+                    await asyncio.sleep(RETRY_SECONDS)
+                await self._wait(watch)
+
+    async def _wait(self, watch: Watch) -> None:
+        """Take the events that came, waiting for the first until a wake-up is due."""
+        if not self._dirty:
+            try:
+                async with asyncio.timeout(self._seconds_to_wake()):
+                    for event in await anext(watch):
+                        self._take(event)
+            except TimeoutError:
+                return
+        for event in watch.drain():
+            self._take(event)
+
+    def _seconds_to_wake(self) -> float | None:
+        if not self._wakes:
+            return None
+        return max(min(self._wakes.values()) - self._clock.wall(), 0.0)
+
+    def _start_over(self, view: View) -> None:
+        """Forget what was derived and derive it from a view."""
+        self._usage = Usage(view.tasks, lambda task: _reservations(self._store.view(), task))
+        self._mark_all(view)
+
+    def _mark_all(self, view: View) -> None:
+        for service in view.services:
+            self._dirty[service.id] = None
+        for task in view.tasks:
+            self._dirty[task.service_id] = None
+
+    def _take(self, event: Event | Resync) -> None:
+        if isinstance(event, Resync):
+            self._start_over(event.view)
+            return
+        changed = event.new or event.old
+        match changed:
+            case Task():
+                assert self._usage is not None
+                old, new = event.old, event.new
+                assert old is None or isinstance(old, Task)
+                assert new is None or isinstance(new, Task)
+                self._usage.apply(old, new)
+                self._dirty[changed.service_id] = None
+            case Service():
+                self._dirty[changed.id] = None
+            case Node() | Cluster():
+                if _matters(event):
+                    self._mark_all(self._store.view())
+            case _:
+                pass
+
+    async def _work(self) -> None:
+        """Step every service that is due."""
+        now = self._clock.wall()
+        for service_id, at in list(self._wakes.items()):
+            if at <= now:
+                self._dirty[service_id] = None
+        while self._dirty:
+            service_id = next(iter(self._dirty))
+            del self._dirty[service_id]
+            self._wakes.pop(service_id, None)
+            await self._step(service_id)
+            # A step of a big service takes milliseconds; the API must get its turn between two.
+            await asyncio.sleep(0)
+
+    async def _step(self, service_id: ServiceID) -> None:
+        assert self._usage is not None
+        view = self._store.view()
+        plan = step(
+            state_of(view, service_id),
+            nodes=sorted(view.nodes, key=lambda node: node.id),
+            usage=self._usage,
+            history_limit=_history_limit(view),
+            now=self._clock.wall(),
+            rng=self._rng,
+        )
+        if plan.wake_at is not None:
+            self._wakes[service_id] = plan.wake_at
+        for part in split(plan):
+            if not await self._store.update(partial(write, plan=part)):
+                log.debug("plan_dropped", service_id=service_id)
+                self._dirty[service_id] = None
+                return
+            _log_plan(service_id, part)
+        if not plan.is_empty:
+            await self._prune_specs(service_id)
+
+    async def _prune_specs(self, service_id: ServiceID) -> None:
+        """Drop the versions of a spec that neither the service nor a task names."""
+        view = self._store.view()
+        unused = unused_specs(view, service_id)
+        if unused:
+            await self._store.update(lambda tx: _delete_specs(tx, service_id))
+
+
+def _log_plan(service_id: ServiceID, plan: ServicePlan) -> None:
+    for task in plan.created:
+        log.info(
+            "task_created",
+            task_id=task.id,
+            service_id=service_id,
+            slot=task.slot,
+            node_id=task.node_id,
+            reason=task.status.err,
+        )
+    for old, new in plan.updated:
+        if old.desired_state is not new.desired_state:
+            log.info(
+                "task_desired_state_raised",
+                task_id=new.id,
+                service_id=service_id,
+                desired_state=new.desired_state.name,
+            )
+
+
+def state_of(view: View, service_id: ServiceID) -> ServiceState:
+    """Collect what a step needs of one service."""
+    return ServiceState(
+        service_id=service_id,
+        service=view.services.get(service_id),
+        tasks=tuple(view.tasks.find("service_id", service_id)),
+        specs={
+            row.spec_version: row.spec for row in view.spec_versions.find("service_id", service_id)
+        },
+    )
+
+
+def split(plan: ServicePlan) -> Iterable[ServicePlan]:
+    """Cut a plan into parts of at most `CHANGES_MAX` changes; the service's own change goes last.
+
+    Deletions come first: they need nothing. A part may be written though a later one is dropped:
+    every part leaves a state that the next pass continues from.
+    """
+    changes: list[tuple[str, object]] = [
+        *(("deleted", task) for task in plan.deleted),
+        *(("updated", pair) for pair in plan.updated),
+        *(("created", task) for task in plan.created),
+    ]
+    if plan.service is not None:
+        changes.append(("service", plan.service))
+    for start in range(0, len(changes), CHANGES_MAX):
+        part: dict[str, list[object]] = {"deleted": [], "updated": [], "created": [], "service": []}
+        for kind, change in changes[start : start + CHANGES_MAX]:
+            part[kind].append(change)
+        yield ServicePlan(
+            created=tuple(part["created"]),  # type: ignore[arg-type]
+            updated=tuple(part["updated"]),  # type: ignore[arg-type]
+            deleted=tuple(part["deleted"]),  # type: ignore[arg-type]
+            service=part["service"][0] if part["service"] else None,  # type: ignore[arg-type]
+        )
+
+
+def write(tx: Transaction, plan: ServicePlan) -> bool:
+    """Write a plan unless something of it changed meanwhile; tell whether it was written."""
+    if not _is_current(tx, plan):
+        return False
+    for task in plan.deleted:
+        tx.delete(Task, task.id)
+    for _, new in plan.updated:
+        tx.update(new)
+    for task in plan.created:
+        tx.create(task)
+    if plan.service is not None:
+        _write_service(tx, plan.service)
+    return True
+
+
+def _is_current(tx: Transaction, plan: ServicePlan) -> bool:
+    """Tell whether everything that the plan was made from is still as it was."""
+    for old in (*plan.deleted, *(old for old, _ in plan.updated)):
+        stored = tx.tasks.get(old.id)
+        if stored is None or stored.version != old.version:
+            return False
+    for task in plan.created:
+        service = tx.services.get(task.service_id)
+        if service is None or service.spec_version != task.spec_version:
+            return False
+    if plan.service is None:
+        return True
+    stored_service = tx.services.get(plan.service.id)
+    return stored_service is not None and stored_service.version == plan.service.version
+
+
+def _write_service(tx: Transaction, service: Service) -> None:
+    """Write a service; the row of a spec it went back to is made again if it was pruned."""
+    tx.update(service)
+    row_id = spec_version_id(service.id, service.spec_version)
+    if tx.spec_versions.get(row_id) is None:
+        tx.create(
+            ServiceSpecVersion(
+                id=row_id,
+                service_id=service.id,
+                spec_version=service.spec_version,
+                spec=service.spec,
+            )
+        )
+
+
+def unused_specs(view: View | Transaction, service_id: ServiceID) -> list[ServiceSpecVersion]:
+    """List the spec versions of a service that nothing names any more."""
+    rows = list(view.spec_versions.find("service_id", service_id))
+    service = view.services.get(service_id)
+    named = {service.spec_version} if service is not None else set()
+    candidates = [row for row in rows if row.spec_version not in named]
+    if not candidates:
+        return []
+    named |= {task.spec_version for task in view.tasks.find("service_id", service_id)}
+    return [row for row in candidates if row.spec_version not in named]
+
+
+def _delete_specs(tx: Transaction, service_id: ServiceID) -> None:
+    for row in unused_specs(tx, service_id):
+        tx.delete(ServiceSpecVersion, row.id)
+
+
+def _reservations(view: View, task: Task) -> Resources:
+    row = view.spec_versions.get(spec_version_id(task.service_id, task.spec_version))
+    return row.spec.task.resources.reservations if row is not None else Resources()
+
+
+def _history_limit(view: View) -> int:
+    for cluster in view.clusters:
+        return cluster.spec.task_history_retention_limit
+    return HISTORY_LIMIT_DEFAULT
+
+
+def _matters(event: Event) -> bool:
+    """Tell whether a change of a node or of the cluster may change a plan."""
+    old, new = event.old, event.new
+    if isinstance(old, Node) and isinstance(new, Node):
+        return (old.spec, old.status.state, old.description) != (
+            new.spec,
+            new.status.state,
+            new.description,
+        )
+    return True

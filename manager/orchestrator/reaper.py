@@ -1,0 +1,41 @@
+"""The task reaper: which rows of ended tasks go.
+
+A slot keeps `history_limit` tasks, the running one included (Docker's `--task-history-limit`, 5),
+and as many more as a restart policy's `max_attempts` needs to count. A removed task's row goes
+once it has ended or never reached a node: only then does its node forget it, container and all.
+Source: swarmkit manager/orchestrator/taskreaper.
+"""
+
+from __future__ import annotations
+
+from manager.orchestrator.draft import Draft
+from proto.objects import Task
+from proto.states import TaskState
+
+
+def reap(draft: Draft, *, history_limit: int) -> None:
+    """Drop the rows that are no longer needed; a negative limit keeps all history."""
+    for task in draft.tasks():
+        if task.desired_state is TaskState.REMOVE and is_over(task):
+            draft.delete(task)
+    if history_limit < 0:
+        return
+    for tasks in draft.slots().values():
+        limit = max(history_limit, _attempts_needed(draft, tasks[-1]))
+        surplus = len(tasks) - limit
+        for task in tasks:
+            if surplus <= 0:
+                break
+            if task.desired_state > TaskState.RUNNING and is_over(task) and task is not tasks[-1]:
+                draft.delete(task)
+                surplus -= 1
+
+
+def is_over(task: Task) -> bool:
+    """Tell whether no node has anything of this task that runs."""
+    return task.status.state.is_terminal or not task.node_id
+
+
+def _attempts_needed(draft: Draft, newest: Task) -> int:
+    policy = draft.spec_of(newest).task.restart
+    return policy.max_attempts + 1 if policy.max_attempts else 0

@@ -1,0 +1,200 @@
+"""The updater: replaces tasks of an older spec, a few at a time. Level-based, like all of a pass.
+
+A slot is *dirty* when its wanted task was made from another task template than the service's
+present one. A slot is
+*in flight* when its task of the present spec is not RUNNING yet, or has been for less than the
+update's delay. As many dirty slots are switched as `parallelism` leaves room beside those in
+flight. A task of the present spec that ends within `monitor` of RUNNING, or never gets there, is
+a failure; too many pause the update, roll it back, or count for nothing, as the spec says. Source
+of defaults and rules: swarm semantics of updates (swarmkit manager/orchestrator/update).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from manager.orchestrator.draft import Draft
+from proto.objects import NANOSECONDS, Service, Task, UpdateConfig, UpdateStatus
+from proto.states import TaskState
+
+UPDATING = "updating"
+PAUSED = "paused"
+COMPLETED = "completed"
+ROLLBACK_STARTED = "rollback_started"
+ROLLBACK_PAUSED = "rollback_paused"
+ROLLBACK_COMPLETED = "rollback_completed"
+_HALTED = (PAUSED, ROLLBACK_PAUSED)
+_ACTIVE = (UPDATING, ROLLBACK_STARTED)
+
+
+def is_dirty(draft: Draft, task: Task) -> bool:
+    """Tell whether a task is to be replaced because its spec is not the service's present one."""
+    assert draft.service is not None
+    if task.spec_version == draft.service.spec_version:
+        return False
+    old, new = draft.spec_of(task), draft.service.spec
+    return old.task != new.task or _ports(old) != _ports(new)
+
+
+def _ports(spec: object) -> object:
+    endpoint = getattr(spec, "endpoint", None)
+    return endpoint.ports if endpoint else ()
+
+
+def config_of(service: Service) -> UpdateConfig:
+    """Return the settings that hold now: those of a roll-back while one is under way."""
+    is_rollback = _state(service).startswith("rollback")
+    config = service.spec.rollback if is_rollback else service.spec.update
+    return config or UpdateConfig()
+
+
+def is_start_first(service: Service) -> bool:
+    """Tell whether a new task starts before the old one stops."""
+    return config_of(service).order == "start-first"
+
+
+def _state(service: Service) -> str:
+    return service.update_status.state if service.update_status else ""
+
+
+def update(draft: Draft) -> None:
+    """Do what is due of a rolling update."""
+    assert draft.service is not None
+    slots = {
+        number: [t for t in tasks if t.desired_state <= TaskState.RUNNING]
+        for number, tasks in draft.slots().items()
+    }
+    slots = {number: tasks for number, tasks in slots.items() if tasks}
+    dirty = {n: ts for n, ts in slots.items() if is_dirty(draft, ts[-1])}
+    _finish_start_first(draft, slots)
+    if _state(draft.service) in _HALTED:
+        return
+    if dirty and _state(draft.service) not in _ACTIVE:
+        _set_status(draft, UPDATING, "update in progress")
+    if _state(draft.service) not in _ACTIVE:
+        return
+    if _has_failed(draft, len(slots)):
+        return
+    in_flight = [n for n, ts in slots.items() if n not in dirty and _is_in_flight(draft, ts[-1])]
+    if dirty:
+        _switch(draft, dirty, busy=len(in_flight))
+    elif not in_flight:
+        _complete(draft, slots)
+
+
+def _finish_start_first(draft: Draft, slots: dict[int, list[Task]]) -> None:
+    """Stop the older of two wanted tasks of a slot once the newer one runs."""
+    for tasks in slots.values():
+        if len(tasks) > 1 and tasks[-1].status.state is TaskState.RUNNING:
+            for task in tasks[:-1]:
+                draft.want(task, TaskState.SHUTDOWN)
+
+
+def _is_in_flight(draft: Draft, task: Task) -> bool:
+    assert draft.service is not None
+    if task.status.state < TaskState.RUNNING:
+        return True
+    free_at = task.status.running_at + config_of(draft.service).delay_ns / NANOSECONDS
+    status = draft.service.update_status
+    is_of_this_update = status is not None and task.created_at >= (status.started_at or 0.0)
+    if is_of_this_update and free_at > draft.now:
+        draft.wake(free_at)
+        return True
+    return False
+
+
+def _switch(draft: Draft, dirty: dict[int, list[Task]], *, busy: int) -> None:
+    assert draft.service is not None
+    config = config_of(draft.service)
+    room = len(dirty) if config.parallelism == 0 else config.parallelism - busy
+    # Tasks that do not run are replaced first: they lose nothing by it.
+    order = sorted(dirty, key=lambda n: (dirty[n][-1].status.state is TaskState.RUNNING, n))
+    for number in order[: max(room, 0)]:
+        if config.order == "start-first":
+            draft.create(number)
+            continue
+        for task in dirty[number]:
+            draft.want(task, TaskState.SHUTDOWN)
+        draft.create(number, desired=TaskState.READY)
+
+
+def _has_failed(draft: Draft, slot_count: int) -> bool:
+    """Count failures of this update and, when there are too many, take the configured action."""
+    service = draft.service
+    assert service is not None
+    config = config_of(service)
+    failed = sorted(
+        (t for t in draft.tasks() if _is_failure(t, service, config)), key=lambda t: t.created_at
+    )
+    if not failed or config.failure_action == "continue":
+        return False
+    if len({t.slot for t in failed}) / max(slot_count, 1) <= config.max_failure_ratio:
+        return False
+    is_rollback = _state(service) == ROLLBACK_STARTED
+    verb = "rollback" if is_rollback else "update"
+    cause = f"due to failure or early termination of task {failed[0].id}"
+    if config.failure_action == "rollback" and not is_rollback and service.previous_spec:
+        _roll_back(draft, f"update rolled back {cause}")
+    else:
+        state = ROLLBACK_PAUSED if is_rollback else PAUSED
+        _set_status(draft, state, f"{verb} paused {cause}")
+    return True
+
+
+def _is_failure(task: Task, service: Service, config: UpdateConfig) -> bool:
+    status = service.update_status
+    assert status is not None
+    if task.spec_version != service.spec_version or task.created_at < (status.started_at or 0.0):
+        return False
+    if task.status.state not in (TaskState.FAILED, TaskState.REJECTED, TaskState.COMPLETE):
+        return False
+    lived = task.status.timestamp - task.status.running_at
+    return not task.status.running_at or lived <= config.monitor_ns / NANOSECONDS
+
+
+def _roll_back(draft: Draft, message: str) -> None:
+    """Make the previous spec the present one; its row is kept while it is named."""
+    service = draft.service
+    assert service is not None
+    assert service.previous_spec is not None
+    draft.service = msgspec.structs.replace(
+        service,
+        spec=service.previous_spec,
+        spec_version=service.previous_spec_version,
+        previous_spec=None,
+        previous_spec_version=0,
+    )
+    _set_status(draft, ROLLBACK_STARTED, message)
+
+
+def _complete(draft: Draft, slots: dict[int, list[Task]]) -> None:
+    """End the update when every task of the present spec has outlived its monitoring time."""
+    service = draft.service
+    assert service is not None
+    monitor = config_of(service).monitor_ns / NANOSECONDS
+    due = max((tasks[-1].status.running_at + monitor for tasks in slots.values()), default=0.0)
+    if due > draft.now:
+        draft.wake(due)
+        return
+    if _state(service) == ROLLBACK_STARTED:
+        _set_status(draft, ROLLBACK_COMPLETED, "rollback completed")
+    else:
+        _set_status(draft, COMPLETED, "update completed")
+
+
+def _set_status(draft: Draft, state: str, message: str) -> None:
+    service = draft.service
+    assert service is not None
+    started_at = service.update_status.started_at if service.update_status else None
+    if state in _ACTIVE:
+        started_at = draft.now
+    is_end = state in (COMPLETED, ROLLBACK_COMPLETED)
+    draft.service = msgspec.structs.replace(
+        service,
+        update_status=UpdateStatus(
+            state=state,
+            started_at=started_at,
+            completed_at=draft.now if is_end else None,
+            message=message,
+        ),
+    )
