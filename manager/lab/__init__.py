@@ -1,1 +1,1 @@
-"""To be described."""
+"""The lab: hosts that are namespaces on one Linux machine, each with its own `swarmd`."""
