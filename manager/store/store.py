@@ -1,0 +1,382 @@
+"""The store: tables, transactions and watches upon a replicated log. The shell of this package.
+
+Two references are the whole state: *committed*, which readers and watchers see, and *head*, the
+state after all that was proposed. A transaction runs on the head at once, becomes one entry and
+waits in line until the log says that it is durable. If the log refuses one, the head falls back to
+committed and all behind it in the line fail too, since they were computed on a state that will
+never be.
+
+Invariants: the line's first transaction ran on `committed`, each later one on the one before it,
+and `head` is the last one's result; watchers get each committed transaction once, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from manager.store.codec import decode_entry
+from manager.store.log import ReplicatedLog
+from manager.store.snapshot import Restorer, snapshot_chunks
+from manager.store.tables import View
+from manager.store.transaction import Transaction
+from manager.store.watch import Change, Watch
+from proto.clock import Clock
+from proto.errors import (
+    CorruptError,
+    InvalidError,
+    NotLeaderError,
+    ResourceExhaustedError,
+    SwarmError,
+    UnavailableError,
+)
+from proto.objects import ClusterSpec, Object
+
+R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741 -- an item
+
+# Source: swarmkit manager/state/store/memory.go (MaxChangesPerTransaction,
+# MaxTransactionBytes).
+TRANSACTION_CHANGES_MAX = 200
+TRANSACTION_BYTES_MAX = 3 * 512 * 1024
+# How many transactions of one `batch` are on their way at a time.
+BATCH_TRANSACTIONS_MAX = 16
+# A snapshot is also due when the log since the last one has grown to this: restart reads it all.
+SNAPSHOT_LOG_BYTES = 64 * 1024 * 1024
+SNAPSHOT_RETRY_SECONDS = 30.0
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+
+class _Proposed(msgspec.Struct):
+    """A transaction in line."""
+
+    view: View
+    changes: tuple[Change, ...]
+    byte_count: int
+    result: Any
+    caller: asyncio.Future[Any]
+    proposal: asyncio.Future[int]
+
+
+class Store:
+    """The replicated state of the cluster; used from one event loop only."""
+
+    def __init__(self, log: ReplicatedLog, clock: Clock, view: View, applied_index: int) -> None:
+        """Start from a restored state; use `open`."""
+        self._log = log
+        self._clock = clock
+        self._committed = view
+        self._head = view
+        self._applied_index = applied_index
+        self._line: deque[_Proposed] = deque()
+        self._watches: list[Watch] = []
+        self._bytes_since_snapshot = 0
+        self._snapshot_task: asyncio.Task[None] | None = None
+        self._snapshot_not_before = 0.0
+        self._refusal: UnavailableError | None = None
+        self._is_in_transaction = False
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, log: ReplicatedLog, clock: Clock) -> Store:
+        """Restore the state from the log's snapshot and the entries after it.
+
+        Raises:
+            CorruptError: what the log holds cannot be read, or has a gap.
+        """
+        was_enabled = gc.isenabled()
+        gc.disable()  # a million live objects and no garbage: collections would only cost time
+        try:
+            view, applied_index, byte_count = _restore(log)
+        finally:
+            if was_enabled:
+                gc.enable()
+        store = cls(log, clock, view, applied_index)
+        store._bytes_since_snapshot = byte_count
+        return store
+
+    def view(self) -> View:
+        """Return the committed state."""
+        return self._committed
+
+    def head(self) -> View:
+        """Return the state after everything proposed, which may yet be refused."""
+        return self._head
+
+    @property
+    def applied_index(self) -> int:
+        """The index in the log of the last committed transaction."""
+        return self._applied_index
+
+    def update(self, fn: Callable[[Transaction], R]) -> asyncio.Future[R]:
+        """Run a transaction on the head, now, and propose it.
+
+        `fn` must be a plain function that neither awaits nor starts another transaction. If it
+        raises, nothing is changed and the error is raised from here.
+
+        Returns:
+            A future of what `fn` returned, resolved when the transaction is committed; at once if
+            it changed nothing. It fails as the log's proposal fails.
+
+        Raises:
+            InvalidError: the transaction is larger than `TRANSACTION_BYTES_MAX`.
+            ResourceExhaustedError: the log takes no more at this moment.
+            UnavailableError: the store is closed, or cannot tell what became of an earlier entry.
+        """
+        assert not self._is_in_transaction, "a transaction may not start another one"
+        if self._refusal is not None:
+            raise _copy_of(self._refusal)
+        tx = Transaction(self._head, self._clock.wall())
+        self._is_in_transaction = True
+        try:
+            result = fn(tx)
+        finally:
+            self._is_in_transaction = False
+        caller: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        if tx.change_count == 0:
+            caller.set_result(result)
+            return caller
+        entry = tx.to_entry()
+        if len(entry) > TRANSACTION_BYTES_MAX:
+            raise InvalidError(
+                f"the change takes {len(entry)} bytes in the log, "
+                f"the limit is {TRANSACTION_BYTES_MAX}; make it smaller"
+            )
+        proposal = self._log.propose(entry)
+        self._head = tx.to_view()
+        self._line.append(
+            _Proposed(self._head, tx.to_changes(), len(entry), result, caller, proposal)
+        )
+        proposal.add_done_callback(self._on_proposal_done)
+        return caller
+
+    async def batch(self, items: Iterable[I], apply: Callable[[Transaction, I], object]) -> int:
+        """Apply a function to each item, in as few transactions as the limits allow.
+
+        The changes of one item stay in one transaction. `apply` may be run a second time for an
+        item, on the next transaction, when the first run went over the limit. The loop runs
+        between transactions.
+
+        Returns:
+            How many transactions were committed.
+
+        Raises:
+            SwarmError: what `apply` or the log raised; the transactions before it may have been
+                committed.
+        """
+        iterator = iter(items)
+        held: list[I] = []
+        proposed: deque[asyncio.Future[bool]] = deque()
+        count = 0
+        is_done = False
+        try:
+            while not is_done:
+                before = self._head
+                future = self.update(lambda tx: _fill(tx, iterator, held, apply))
+                proposed.append(future)
+                count += self._head is not before
+                is_done = not held and _is_exhausted(iterator, held)
+                if len(proposed) >= BATCH_TRANSACTIONS_MAX:
+                    await proposed.popleft()
+                await asyncio.sleep(0)
+            while proposed:
+                await proposed.popleft()
+        finally:
+            await asyncio.gather(*proposed, return_exceptions=True)
+        return count
+
+    def watch(self, *kinds: type[Object] | str) -> Watch:
+        """Watch the committed objects of these types (none: all); enter it with `async with`."""
+        return Watch(
+            kinds,
+            committed=self.view,
+            enter=self._enter_watch,
+            leave=self._watches.remove,
+        )
+
+    def _enter_watch(self, watch: Watch) -> None:
+        self._watches.append(watch)
+        if self._is_closed:
+            watch.close()
+
+    def check(self) -> None:
+        """Verify all tables, indexes and the line; for tests and the simulator."""
+        self._committed.check()
+        self._head.check()
+        version = self._committed.version
+        for proposed in self._line:
+            version += 1
+            assert version == proposed.view.version, "the line has a gap"
+        assert version == self._head.version, "the head is not the end of the line"
+
+    async def close(self) -> None:
+        """Refuse further transactions, wait for those in line, end watches and snapshots.
+
+        The log is not closed: it belongs to whoever opened it, and must outlive this call.
+        """
+        self._is_closed = True
+        if self._refusal is None:
+            self._refusal = UnavailableError("the store is closed: this manager is stopping")
+        while self._line:
+            await asyncio.wait([proposed.proposal for proposed in self._line])
+            await asyncio.sleep(0)  # the futures' callbacks empty the line
+        if self._snapshot_task is not None:
+            self._snapshot_task.cancel()
+            await asyncio.wait([self._snapshot_task])
+        for watch in tuple(self._watches):
+            watch.close()
+
+    def _on_proposal_done(self, proposal: asyncio.Future[int]) -> None:
+        """Commit the line's beginning as far as it is durable, in order."""
+        if not proposal.cancelled():
+            proposal.exception()  # marks it as seen, also for those that already left the line
+        while self._line and self._line[0].proposal.done():
+            proposed = self._line.popleft()
+            error = _error_of(proposed.proposal)
+            if error is not None:
+                self._fall_back(proposed, error)
+                return
+            self._commit(proposed)
+
+    def _commit(self, proposed: _Proposed) -> None:
+        index = proposed.proposal.result()
+        assert index > self._applied_index, "the log committed out of order"
+        self._applied_index = index
+        self._committed = proposed.view
+        self._bytes_since_snapshot += proposed.byte_count
+        for watch in self._watches:
+            watch.publish(proposed.changes)
+        if not proposed.caller.done():  # a cancelled caller does not undo the transaction
+            proposed.caller.set_result(proposed.result)
+        if self._is_snapshot_due():
+            self._snapshot_task = asyncio.get_running_loop().create_task(self._snapshot())
+
+    def _fall_back(self, first: _Proposed, error: BaseException) -> None:
+        """Drop the whole line: what was computed on a refused transaction is void."""
+        failed = [first, *self._line]
+        self._line.clear()
+        self._head = self._committed
+        log.warning("transactions_failed", count=len(failed), error=str(error))
+        if not isinstance(error, NotLeaderError | ResourceExhaustedError):
+            # Whether the entry is in the log is unknown, so the next version number may be taken.
+            self._refusal = UnavailableError(
+                "this manager cannot tell whether its last change was stored "
+                f"({error}); it takes no more until it is restarted"
+            )
+        for proposed in failed:
+            if not proposed.caller.done():
+                proposed.caller.set_exception(_copy_of(error))
+
+    def _is_snapshot_due(self) -> bool:
+        if self._snapshot_task is not None or self._clock.monotonic() < self._snapshot_not_before:
+            return False
+        specs = [cluster.spec for cluster in self._committed.clusters]
+        interval = (specs[0] if specs else ClusterSpec()).raft_snapshot_interval
+        entry_count = self._applied_index - self._log.snapshot_index
+        return entry_count >= interval or self._bytes_since_snapshot >= SNAPSHOT_LOG_BYTES
+
+    async def _snapshot(self) -> None:
+        """Save the committed state; a failure is logged and tried again later."""
+        view, index, byte_count = self._committed, self._applied_index, self._bytes_since_snapshot
+        start = self._clock.monotonic()
+        try:
+            await self._log.save_snapshot(index, snapshot_chunks(view))
+        except (OSError, SwarmError) as error:
+            self._snapshot_not_before = self._clock.monotonic() + SNAPSHOT_RETRY_SECONDS
+            log.error("snapshot_failed", index=index, error=str(error))  # noqa: TRY400 -- one line
+        else:
+            self._bytes_since_snapshot -= byte_count
+            seconds = self._clock.monotonic() - start
+            log.info("snapshot_saved", index=index, version=view.version, seconds=seconds)
+        finally:
+            self._snapshot_task = None
+
+
+def _restore(replicated_log: ReplicatedLog) -> tuple[View, int, int]:
+    """Return the state, the index it stands for, and the bytes of the entries after the snapshot.
+
+    Raises:
+        CorruptError: an index is missing.
+    """
+    chunks, entries = replicated_log.restore()
+    restorer = Restorer()
+    restorer.load_snapshot(chunks)
+    index = replicated_log.snapshot_index
+    byte_count = 0
+    void_count = 0
+    for entry in entries:
+        if entry.index != index + 1:
+            raise CorruptError("log", 0, f"entry {entry.index} follows entry {index}")
+        index = entry.index
+        byte_count += len(entry.data)
+        if not restorer.apply(decode_entry(entry.data, index)):
+            void_count += 1
+    if void_count:
+        log.warning("void_entries_skipped", count=void_count)
+    return restorer.to_view(), index, byte_count
+
+
+def _fill(
+    tx: Transaction,
+    iterator: Iterator[I],
+    held: list[I],
+    apply: Callable[[Transaction, I], object],
+) -> bool:
+    """Apply items to one transaction until it is full; one that does not fit is put in `held`."""
+    for _ in range(TRANSACTION_CHANGES_MAX):
+        if held:
+            item = held.pop()
+        else:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return True
+        savepoint = tx.savepoint() if tx.change_count else None
+        apply(tx, item)
+        is_over = tx.change_count > TRANSACTION_CHANGES_MAX or tx.byte_count > _BATCH_BYTES_MAX
+        if is_over and savepoint is not None:
+            tx.roll_back(savepoint)
+            held.append(item)
+        if is_over or tx.change_count == TRANSACTION_CHANGES_MAX:
+            return False
+    return False
+
+
+# Leaves room for the entry's own header.
+_BATCH_BYTES_MAX = TRANSACTION_BYTES_MAX - 1024
+
+
+def _is_exhausted(iterator: Iterator[I], held: list[I]) -> bool:
+    """Tell whether no item is left; the one that it had to take to know is put in `held`."""
+    for item in iterator:
+        held.append(item)
+        return False
+    return True
+
+
+def _error_of(proposal: asyncio.Future[int]) -> BaseException | None:
+    if proposal.cancelled():
+        return UnavailableError("the log gave up the proposal")
+    return proposal.exception()
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """Make an exception of its own for each caller: a shared one would collect all tracebacks."""
+    match error:
+        case NotLeaderError(leader_address=address):
+            return NotLeaderError(address)
+        case ResourceExhaustedError(message=message):
+            return ResourceExhaustedError(message)
+        case UnavailableError(message=message):
+            return UnavailableError(message)
+        case _:
+            failure = UnavailableError(f"the change could not be stored: {error}")
+            failure.__cause__ = error
+            return failure
