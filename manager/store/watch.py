@@ -114,6 +114,17 @@ class Watch:
         self._event_count -= len(events)
         return events
 
+    def drain(self) -> tuple[Event, ...]:
+        """Return the events that are queued now, at once; () when there are none."""
+        if self._must_resync:
+            self._must_resync = False
+            self.view = self._committed()
+            return (Resync(self.view),)
+        events = tuple(change for batch in self._batches for change in batch)
+        self._batches.clear()
+        self._event_count = 0
+        return events
+
     def publish(self, changes: tuple[Change, ...]) -> None:
         """Queue the changes of a committed transaction; called by the store, never blocks."""
         if self._must_resync:
