@@ -1,0 +1,48 @@
+# The newcomer's two commands: `make demo` and `make test`. Both do all their set-up.
+.PHONY: setup demo test check fmt sim bench gen clean unit integration
+
+PY := .venv/bin/python
+NAME ?= start
+SEEDS ?= 20
+
+setup:
+	@tools/setup
+
+demo: setup
+	@$(PY) -m manager.lab.demo
+
+# Everything that a change must pass.
+test: check
+	$(PY) -m pytest
+
+unit: setup
+	$(PY) -m pytest tests/unit tests/property tests/golden tests/tidy
+
+integration: setup
+	$(PY) -m pytest tests/netns tests/integration tests/conformance
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fmt: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# Seeded runs of a whole node with pretended containers, crashes and restarts.
+sim: setup
+	PYTHONHASHSEED=0 SWARM_SIM_SEEDS=$(SEEDS) $(PY) -m pytest tests/sim
+
+# One JSON line of figures; NAME is a file of tests/bench.
+bench: setup
+	@$(PY) tests/bench/$(NAME).py
+
+# Renews the golden files; look at the difference before you commit it.
+gen: setup
+	SWARM_REWRITE=1 $(PY) -m pytest tests/golden tests/unit
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
