@@ -70,7 +70,7 @@ class Draft:
     def slots(self) -> dict[int, list[Task]]:
         """Group the tasks that are not being removed by slot, oldest first, slots ascending."""
         slots: dict[int, list[Task]] = {}
-        for task in sorted(self._tasks.values(), key=lambda t: (t.slot, t.created_at, t.id)):
+        for task in sorted(self._tasks.values(), key=_age):
             if task.desired_state is not TaskState.REMOVE:
                 slots.setdefault(task.slot, []).append(task)
         return slots
@@ -154,6 +154,12 @@ class Draft:
             service=self.service if self.service is not self.state.service else None,
             wake_at=self._wake_at,
         )
+
+
+def _age(task: Task) -> tuple[int, bool, float, TaskID]:
+    """Order by slot, oldest first; a wanted task is the newest, whatever the clock says."""
+    is_wanted = task.desired_state <= TaskState.RUNNING
+    return (task.slot, is_wanted, task.created_at, task.id)
 
 
 def _sorted(ids: Iterable[TaskID]) -> list[TaskID]:

@@ -20,7 +20,7 @@ from manager.orchestrator.step import step
 from manager.store.store import Store
 from manager.store.tables import View
 from manager.store.transaction import Transaction
-from manager.store.watch import Event, Resync, Watch
+from manager.store.watch import Change, Event, Resync, Watch
 from proto.clock import Clock
 from proto.errors import SwarmError
 from proto.ids import ServiceID
@@ -293,7 +293,7 @@ def _history_limit(view: View) -> int:
     return HISTORY_LIMIT_DEFAULT
 
 
-def _matters(event: Event) -> bool:
+def _matters(event: Change) -> bool:
     """Tell whether a change of a node or of the cluster may change a plan."""
     old, new = event.old, event.new
     if isinstance(old, Node) and isinstance(new, Node):

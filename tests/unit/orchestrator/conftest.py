@@ -1,0 +1,177 @@
+"""A cluster in a dict: applies plans as the store would, and plays the agents."""
+
+import random
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from manager.orchestrator.draft import ServicePlan, ServiceState
+from manager.orchestrator.step import step
+from proto.ids import NodeID, ServiceID, TaskID
+from proto.objects import (
+    Node,
+    NodeDescription,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
+    ReplicatedMode,
+    Resources,
+    RestartPolicy,
+    Service,
+    ServiceSpec,
+    Task,
+    TaskSpec,
+    TaskStatus,
+    UpdateConfig,
+)
+from proto.states import TaskState
+from scheduler import Usage
+
+
+class World:
+    """One service on some nodes, advanced by hand."""
+
+    def __init__(self, *, replicas: int = 3, nodes: int = 1, seed: int = 1) -> None:
+        self.rng = random.Random(seed)
+        self.now = 1000.0
+        self.history_limit = 5
+        self.service: Service | None = Service(
+            id=ServiceID("svc"),
+            spec=ServiceSpec(name="web", mode=ReplicatedMode(replicas=replicas)),
+            spec_version=1,
+        )
+        self.specs = {1: self.service.spec}
+        self.tasks: dict[TaskID, Task] = {}
+        self.nodes = [
+            Node(
+                id=NodeID(f"node{i}"),
+                spec=NodeSpec(),
+                description=NodeDescription(
+                    hostname=f"host{i}",
+                    resources=Resources(nano_cpus=4 * 10**9, memory_bytes=2**33),
+                ),
+                status=NodeStatus(state=NodeState.READY),
+            )
+            for i in range(nodes)
+        ]
+
+    def state(self) -> ServiceState:
+        """Return what a step is given."""
+        return ServiceState("svc", self.service, tuple(self.tasks.values()), dict(self.specs))
+
+    def step(self) -> ServicePlan:
+        """Run one step and apply its plan."""
+        usage = Usage(
+            self.tasks.values(),
+            lambda task: self.specs[task.spec_version].task.resources.reservations,
+        )
+        plan = step(
+            self.state(),
+            nodes=self.nodes,
+            usage=usage,
+            history_limit=self.history_limit,
+            now=self.now,
+            rng=self.rng,
+        )
+        for task in plan.deleted:
+            del self.tasks[task.id]
+        for old, new in plan.updated:
+            assert self.tasks[old.id] is old
+            self.tasks[new.id] = new
+        for task in plan.created:
+            assert task.id not in self.tasks
+            self.tasks[task.id] = task
+        if plan.service is not None:
+            self.service = plan.service
+        return plan
+
+    def report(self, task: Task, state: TaskState, *, err: str = "") -> None:
+        """Play the agent: report a state of a task."""
+        current = self.tasks[task.id]
+        running_at = current.status.running_at
+        if state is TaskState.RUNNING:
+            running_at = self.now
+        status = TaskStatus(state=state, timestamp=self.now, err=err, running_at=running_at)
+        self.tasks[task.id] = msgspec.structs.replace(current, status=status)
+
+    def obey(self) -> None:
+        """Play good agents: run what is wanted, stop what is not."""
+        for task in list(self.tasks.values()):
+            if not task.node_id or task.status.state.is_terminal:
+                continue
+            if task.desired_state > TaskState.RUNNING:
+                self.report(task, TaskState.SHUTDOWN)
+            elif task.desired_state is TaskState.READY:
+                self.report(task, max(task.status.state, TaskState.READY))
+            elif task.status.state is not TaskState.RUNNING:
+                self.report(task, TaskState.RUNNING)
+
+    def settle(self, rounds: int = 50) -> None:
+        """Step and obey until a step changes nothing, jumping to wake-ups (at most 5 minutes)."""
+        for _ in range(rounds):
+            plan = self.step()
+            before = dict(self.tasks)
+            self.obey()
+            if plan.is_empty and before == self.tasks:
+                if plan.wake_at is None or plan.wake_at > self.now + 300:
+                    return
+                self.now = max(plan.wake_at, self.now)
+        raise AssertionError("the service did not settle")
+
+    def wanted(self) -> list[Task]:
+        """Return the tasks that are wanted, by slot."""
+        tasks = [t for t in self.tasks.values() if t.desired_state <= TaskState.RUNNING]
+        return sorted(tasks, key=lambda t: t.slot)
+
+    def running(self) -> list[Task]:
+        """Return the tasks that run, by slot."""
+        tasks = [t for t in self.tasks.values() if t.status.state is TaskState.RUNNING]
+        return sorted(tasks, key=lambda t: t.slot)
+
+    def scale(self, replicas: int) -> None:
+        """Ask for another number of replicas."""
+        assert self.service is not None
+        spec = msgspec.structs.replace(self.service.spec, mode=ReplicatedMode(replicas=replicas))
+        self.service = msgspec.structs.replace(self.service, spec=spec)
+
+    def change(
+        self,
+        *,
+        image: str | None = None,
+        restart: RestartPolicy | None = None,
+        update: UpdateConfig | None = None,
+        rollback: UpdateConfig | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        """Make a new version of the spec."""
+        assert self.service is not None
+        spec = self.service.spec
+        task: TaskSpec = spec.task
+        if image is not None:
+            container = msgspec.structs.replace(task.container, image=image)
+            task = msgspec.structs.replace(task, container=container)
+        if restart is not None:
+            task = msgspec.structs.replace(task, restart=restart)
+        if resources is not None:
+            requirements = msgspec.structs.replace(task.resources, reservations=resources)
+            task = msgspec.structs.replace(task, resources=requirements)
+        spec = msgspec.structs.replace(
+            spec, task=task, update=update or spec.update, rollback=rollback or spec.rollback
+        )
+        version = max(self.specs) + 1
+        self.specs[version] = spec
+        self.service = msgspec.structs.replace(
+            self.service,
+            spec=spec,
+            spec_version=version,
+            previous_spec=self.service.spec,
+            previous_spec_version=self.service.spec_version,
+            update_status=None,
+        )
+
+
+@pytest.fixture
+def make_world() -> Callable[..., World]:
+    """Return the class, so that a test says what it starts from."""
+    return World
