@@ -1,0 +1,318 @@
+"""The runtime `oci`: real containers by crun or runc under conmon.
+
+A thin shell: what a container is stands in its directory (`directory.py`), so this class holds
+nothing that a crash could lose, and a new daemon continues where the old one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import msgspec
+import structlog
+
+from proto.clock import Clock, SystemClock
+from proto.errors import RuntimeFailedError, SwarmError
+from proto.ids import ContainerID
+from worker.runtime import capabilities, cgroups, conmon, procfs, removal, spawn
+from worker.runtime.api import ContainerConfig, ContainerState, ExitStatus
+from worker.runtime.conmon import Binaries
+from worker.runtime.directory import LOST_EXIT_CODE, ContainerDirectory, ProcessRecord
+from worker.runtime.monitor import Monitor
+from worker.runtime.prepare import Preparation
+from worker.runtime.spec import HostFacts
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+CREATE_SECONDS_MAX = 60.0
+_THREADS_MAX = 4
+_MESSAGE_BYTES_MAX = 4096
+_INIT_PROGRAMS = ("docker-init", "tini-static", "catatonit")
+_ARCHITECTURES = {
+    "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386",
+    "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64",
+}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def host_facts(layout: cgroups.Layout) -> HostFacts:
+    """Gather what containers' configurations depend on."""
+    status = Path("/proc/self/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:"))
+    uname = os.uname()
+    major, minor = uname.release.split("-")[0].split("+")[0].split(".")[:2]
+    found = (shutil.which(name) for name in _INIT_PROGRAMS)
+    return HostFacts(
+        cgroup_version=layout.version,
+        has_swap_limit=layout.has_swap_limit,
+        capabilities=capabilities.from_mask(int(mask, 16)),
+        architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()),
+        kernel=(int(major), int(minor)),
+        hostname=uname.nodename,
+        init_path=next((path for path in found if path), ""),
+    )
+
+
+class OciRuntime:
+    """Runs containers by an OCI runtime; implements `worker.runtime.api.Runtime`."""
+
+    name = "oci"
+
+    def __init__(
+        self,
+        root: Path,
+        run: Path,
+        binaries: Binaries,
+        *,
+        cgroup_parent: str = "/swarm",
+        clock: Clock | None = None,
+    ) -> None:
+        """Take over the containers below `root`.
+
+        Args:
+            root: holds a directory per container; survives a reboot.
+            run: for the runtime's own state; gone after a reboot.
+            binaries: what `probe.probe` found.
+            cgroup_parent: the cgroup under which each container has its own.
+            clock: the machine's, if not given.
+        """
+        self._root = root
+        self._state = run / binaries.name
+        self._binaries = binaries
+        self._cgroup_parent = cgroup_parent.rstrip("/")
+        self._clock = clock or SystemClock()
+        self._layout = cgroups.detect()
+        self._facts = host_facts(self._layout)
+        self._boot_id = procfs.boot_id()
+        self._monitor = Monitor()
+        self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
+        # Called after each step with its name; tests stop the world there.
+        self.after_step: Callable[[str], None] = _nothing
+        for directory in (self._root, self._state):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _directory(self, container_id: ContainerID) -> ContainerDirectory:
+        return ContainerDirectory(self._root / container_id, self._state / container_id)
+
+    def _cgroup(self, container_id: ContainerID) -> str:
+        return f"{self._cgroup_parent}/{container_id}"
+
+    async def create(self, config: ContainerConfig) -> None:
+        """Mount the root, write the bundle, and create the container up to its `start`.
+
+        A container that was created before is left as it is; one half made is made anew.
+
+        Raises:
+            RuntimeFailedError: the world refuses; nothing is left of the attempt.
+        """
+        if not config.argv:
+            raise RuntimeFailedError("no command specified")
+        directory = self._directory(config.id)
+        if directory.path.exists() or directory.state_directory.exists():
+            state = await self._blocking(directory.state, config.id, self._boot_id)
+            if state.state != "broken":
+                return
+            await self._destroy(config.id)
+        preparation = Preparation(
+            config, self._facts, directory, self._cgroup(config.id), self.after_step
+        )
+        try:
+            await self._blocking(preparation.run)
+            async with asyncio.timeout(CREATE_SECONDS_MAX):
+                pid = await conmon.create(self._binaries, config, directory)
+            self.after_step("created")
+            self._write_record(directory, pid)
+            self.after_step("recorded")
+        except Exception as error:
+            await self._undo(config.id)
+            raise _sentence(error, config.id) from error
+        except asyncio.CancelledError:
+            await self._undo(config.id)
+            raise
+        log.debug("container_created", container_id=config.id, pid=pid)
+
+    async def _undo(self, container_id: ContainerID) -> None:
+        """Remove a failed attempt; the failure itself is what the caller must hear of."""
+        try:
+            await self._destroy(container_id)
+        except RuntimeFailedError as error:
+            log.warning("container_cleanup_failed", container_id=container_id, error=error.message)
+
+    def _write_record(self, directory: ContainerDirectory, pid: int) -> None:
+        monitor_pid = directory.read_pid("conmon.pid") or 0
+        monitor_started = procfs.start_time(monitor_pid)
+        if monitor_started is None:
+            raise RuntimeFailedError("conmon ended while the container was created")
+        record = ProcessRecord(
+            boot_id=self._boot_id,
+            pid=pid,
+            pid_started=procfs.start_time(pid) or 0,
+            monitor_pid=monitor_pid,
+            monitor_started=monitor_started,
+        )
+        directory.write("process.json", msgspec.json.encode(record))
+
+    async def start(self, container_id: ContainerID) -> int:
+        """Start the created process; return its PID. Nothing if it was started before."""
+        directory = self._directory(container_id)
+        state = directory.state(container_id, self._boot_id)
+        record = directory.record()
+        if state.state == "broken" or record is None:
+            raise RuntimeFailedError(f"container {container_id[:12]} is not created")
+        if state.state != "created":
+            return record.pid
+        root = f"--root={self._state}"
+        finished = await spawn.run(
+            [self._binaries.runtime, root, "start", container_id],
+            environment=conmon.environment(),
+            output_bytes_max=_MESSAGE_BYTES_MAX,
+        )
+        if finished.code != 0:
+            config = directory.config()
+            assert config is not None
+            raise _sentence(
+                conmon.failure(finished.output.decode(errors="replace"), config), container_id
+            )
+        return record.pid
+
+    async def wait(self, container_id: ContainerID) -> ExitStatus:
+        """Return when the container has ended; at once if it ended before.
+
+        A container whose monitor was killed cannot tell its exit code and writes its output to
+        nobody: it is killed, and counts as ended by SIGKILL.
+        """
+        directory = self._directory(container_id)
+        ended = directory.exit_status()
+        if ended is None:
+            record = directory.record()
+            if record is None:
+                raise RuntimeFailedError(f"container {container_id[:12]} does not exist")
+            if record.boot_id == self._boot_id:
+                await self._monitor.ended(container_id, record.monitor_pid, record.monitor_started)
+            ended = directory.exit_status() or await self._lost(directory, container_id, record)
+        return self._with_memory(directory, container_id, ended)
+
+    async def _lost(
+        self, directory: ContainerDirectory, container_id: ContainerID, record: ProcessRecord
+    ) -> ExitStatus:
+        log.warning("container_monitor_lost", container_id=container_id, pid=record.pid)
+        if record.boot_id == self._boot_id:
+            await self._blocking(removal.kill_recorded, record)
+        if not directory.path.exists():
+            return ExitStatus(LOST_EXIT_CODE, self._clock.wall())
+        directory.write("exit", str(LOST_EXIT_CODE).encode())
+        ended = directory.exit_status()
+        assert ended is not None
+        return ended
+
+    def _with_memory(
+        self, directory: ContainerDirectory, container_id: ContainerID, ended: ExitStatus
+    ) -> ExitStatus:
+        """Add that the kernel killed a process for memory, which conmon may have missed."""
+        if ended.oom_killed or not cgroups.oom_kills(self._layout, self._cgroup(container_id)):
+            return ended
+        if directory.path.exists():
+            directory.write("oom", b"")
+        return msgspec.structs.replace(ended, oom_killed=True)
+
+    async def kill(self, container_id: ContainerID, signal_name: str) -> None:
+        """Signal the main process ("SIGTERM", "TERM" or a number); nothing if it has ended."""
+        try:
+            number = procfs.parse_signal(signal_name)
+        except ValueError as error:
+            raise RuntimeFailedError(str(error)) from error
+        directory = self._directory(container_id)
+        record = directory.record()
+        if record is None or record.boot_id != self._boot_id:
+            return
+        procfs.send_signal(record.pid, record.pid_started, number)
+
+    async def remove(self, container_id: ContainerID) -> None:
+        """Kill what is left; remove bundle, mounts, cgroup, log and directory. Idempotent."""
+        await self._destroy(container_id)
+
+    async def _destroy(self, container_id: ContainerID) -> None:
+        await self._blocking(
+            removal.destroy,
+            self._directory(container_id),
+            container_id,
+            layout=self._layout,
+            cgroup=self._cgroup(container_id),
+            boot_id=self._boot_id,
+            after_step=self.after_step,
+        )
+
+    async def list_containers(self) -> list[ContainerState]:
+        """Return every container of this runtime, also those made by an earlier daemon."""
+        return await self._blocking(self._list)
+
+    def _list(self) -> list[ContainerState]:
+        result = []
+        for name in sorted(os.listdir(self._root)):  # noqa: PTH208 -- names, not paths
+            container_id = ContainerID(name)
+            directory = self._directory(container_id)
+            state = directory.state(container_id, self._boot_id)
+            if state.exit is not None:
+                ended = self._with_memory(directory, container_id, state.exit)
+                state = msgspec.structs.replace(state, exit=ended)
+            result.append(state)
+        return result
+
+    async def close(self) -> None:
+        """Stop watching. Containers go on."""
+        self._monitor.close()
+        self._threads.shutdown(wait=True)
+
+    async def _blocking(
+        self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Run in a thread. A thread cannot be cancelled: cancellation waits for its end.
+
+        Otherwise what cleans up would race against what still builds.
+        """
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+
+def _nothing(_step: str) -> None:
+    pass
+
+
+def _sentence(error: Exception, container_id: ContainerID) -> SwarmError:
+    """Turn whatever stopped a creation into the one error of this seam."""
+    match error:
+        case RuntimeFailedError():
+            return error
+        case SwarmError():
+            return RuntimeFailedError(error.message)
+        case TimeoutError():
+            return RuntimeFailedError(
+                f"the container runtime did not answer within {CREATE_SECONDS_MAX:.0f} s"
+            )
+        case OSError() if error.errno in _FULL:
+            return RuntimeFailedError(
+                f"the disk is full: container {container_id[:12]} cannot be created"
+            )
+        case OSError():
+            return RuntimeFailedError(
+                f"container {container_id[:12]} cannot be created: {error.strerror}"
+                + (f": {error.filename}" if error.filename else "")
+            )
+        case _:
+            raise error

@@ -1,0 +1,96 @@
+"""Facts about processes, read from /proc; and signals that cannot hit a stranger.
+
+A PID alone names nothing: it may have been given to another process since it was written down.
+A process is its PID together with the time it started (ticks since boot) and the boot itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+_STATE, _START = 0, 19  # of the fields after the command's name in /proc/PID/stat
+
+
+def boot_id() -> str:
+    """Return the identity of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """Return when `pid` started, in ticks since boot; None if it is gone or a zombie."""
+    try:
+        data = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name, in parentheses, may itself hold spaces and parentheses.
+    fields = data[data.rindex(b")") + 2 :].split()
+    return None if fields[_STATE] in {b"Z", b"X"} else int(fields[_START])
+
+
+def open_pidfd(pid: int, started: int) -> int | None:
+    """Open a descriptor of exactly that process; None if it has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    # Only now is the PID pinned: a match of the start time after opening proves the identity.
+    if start_time(pid) == started:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def send_signal(pid: int, started: int, number: int) -> bool:
+    """Signal exactly that process; False if it has ended."""
+    descriptor = open_pidfd(pid, started)
+    if descriptor is None:
+        return False
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def find_by_argument(program: str, argument: str) -> list[int]:
+    """Return the PIDs of `program` (its base name) that have `argument` on their command line.
+
+    Reads all of /proc: only for repairs, when no file tells the PID.
+    """
+    found = []
+    for entry in os.listdir("/proc"):  # noqa: PTH208 -- names only, of a large directory
+        if not entry.isdecimal():
+            continue
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            if words[0].rpartition(b"/")[2] == program.encode() and argument.encode() in words:
+                found.append(int(entry))
+    return found
+
+
+def parse_signal(text: str) -> int:
+    """Return the number of "SIGTERM", "TERM", "SIGRTMIN+3" or "15".
+
+    Raises:
+        ValueError: there is no such signal.
+    """
+    if text.isdecimal():
+        number = int(text)
+    else:
+        name = text.upper().removeprefix("SIG")
+        base, plus, offset = name.partition("+")
+        if base == "RTMAX" or not hasattr(signal.Signals, f"SIG{base}"):
+            base, plus, offset = name.partition("-")
+        number = (
+            int(signal.Signals[f"SIG{base}"]) if f"SIG{base}" in signal.Signals.__members__ else 0
+        )
+        if plus:
+            number = number + (int(offset) if "+" in name else -int(offset)) if number else 0
+    if not 0 < number < signal.NSIG:
+        raise ValueError(f"invalid signal: {text}")
+    return number

@@ -1,0 +1,126 @@
+"""Undo a container, however far it came: processes, cgroup, runtime's state, mount, directory.
+
+Needs no record to be complete and asks no program, so it works after a crash at any point, also
+of its own. The order matters: first whatever could still make something (the monitor and the
+runtime), last the directory by which the container is found again. Blocks; runs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from proto.errors import RuntimeFailedError
+from proto.ids import ContainerID
+from worker.runtime import cgroups, procfs, rootfs
+from worker.runtime.directory import ContainerDirectory, ProcessRecord
+
+# conmon writes the exit code and what is left of the output after the container's end.
+_MONITOR_SECONDS_MAX = 2.0
+_KILLED_SECONDS_MAX = 2.0
+_SCANS_MAX = 200
+_SCAN_PAUSE_SECONDS = 0.01
+_PROGRAMS = ("conmon", "crun", "runc")
+
+
+def destroy(
+    directory: ContainerDirectory,
+    container_id: ContainerID,
+    *,
+    layout: cgroups.Layout,
+    cgroup: str,
+    boot_id: str,
+    after_step: Callable[[str], None],
+) -> None:
+    """Remove all that there is of the container.
+
+    Raises:
+        RuntimeFailedError: a process does not die, a mount stays, a file cannot be deleted.
+    """
+    if not directory.path.exists() and not directory.state_directory.exists():
+        return
+    record = directory.record()
+    if record is None:
+        kill_unrecorded(container_id)
+    elif record.boot_id == boot_id:
+        kill_recorded(record)
+    after_step("killed")
+    cgroups.remove(layout, cgroup)
+    after_step("cgroup removed")
+    _delete(directory.state_directory)
+    after_step("state removed")
+    rootfs.unmount(directory.path)
+    after_step("unmounted")
+    config = directory.config()
+    for mount in config.mounts if config else ():
+        if mount.copy_up:
+            _delete(rootfs.copy_up_staging(mount, container_id))
+    _delete(directory.path)
+    after_step("removed")
+
+
+def kill_recorded(record: ProcessRecord) -> None:
+    """Kill the container, then let the monitor end by itself, or end it."""
+    procfs.send_signal(record.pid, record.pid_started, signal.SIGKILL)
+    descriptor = procfs.open_pidfd(record.monitor_pid, record.monitor_started)
+    if descriptor is None:
+        return
+    try:
+        if not _ends(descriptor, _MONITOR_SECONDS_MAX):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            if not _ends(descriptor, _KILLED_SECONDS_MAX):
+                raise RuntimeFailedError(f"conmon (process {record.monitor_pid}) does not end")
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(descriptor)
+    _reap(record.monitor_pid)
+
+
+def kill_unrecorded(container_id: ContainerID) -> None:
+    """Kill the monitor and the runtime of a container whose creation was cut short.
+
+    They carry the container's ID on their command lines. Killing conmon kills its runtime too
+    (PDEATHSIG), whose half-made child then ends on its own or is found in the cgroup.
+    """
+    for _ in range(_SCANS_MAX):
+        pids = [pid for name in _PROGRAMS for pid in procfs.find_by_argument(name, container_id)]
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            _reap(pid)
+        time.sleep(_SCAN_PAUSE_SECONDS)
+    raise RuntimeFailedError(f"processes of container {container_id[:12]} do not end")
+
+
+def _ends(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # not our child, unless we are the first process of a PID namespace
+
+
+def _delete(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RuntimeFailedError(
+            f"{error.filename or path} cannot be deleted: {error.strerror}"
+        ) from error

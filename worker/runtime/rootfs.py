@@ -1,0 +1,210 @@
+"""The container's root: an overlay of the image's layers with a writable layer of its own.
+
+Mounted with mount(2) itself, no program. What is made inside (working directory, first content of
+volumes) is reached by descriptors that cannot leave the root, whatever links the image holds.
+Everything here blocks and is called from a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from proto.errors import ResourceExhaustedError, RuntimeFailedError
+from worker.runtime import syscalls
+from worker.runtime.api import ContainerMount
+
+# The kernel copies the options of mount(2) into one page, with a final zero.
+_OPTIONS_BYTES_MAX = os.sysconf("SC_PAGESIZE") - 1
+_UNMOUNTS_MAX = 16
+
+
+def mount(layers: Sequence[str], directory: Path) -> None:
+    """Mount `layers` (lowest first) at `directory/rootfs`, changes going to `directory/upper`.
+
+    Raises:
+        RuntimeFailedError: a layer is missing, or the kernel refuses.
+    """
+    if not layers:
+        raise RuntimeFailedError("the image has no layers: its unpacked content is missing")
+    for name in ("upper", "work", "rootfs"):
+        (directory / name).mkdir(exist_ok=True)
+    # The root of the merged view takes its mode and owner from the upper directory.
+    _copy_attributes(layers, directory / "upper")
+    with contextlib.ExitStack() as stack:
+        options = overlay_options(layers, directory)
+        if len(options.encode()) > _OPTIONS_BYTES_MAX:
+            short = []
+            for layer in layers:
+                descriptor = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                short.append(f"/proc/self/fd/{descriptor}")
+            options = overlay_options(short, directory)
+        try:
+            syscalls.mount("overlay", str(directory / "rootfs"), "overlay", 0, options)
+        except OSError as error:
+            raise RuntimeFailedError(_mount_sentence(error, layers, directory)) from error
+
+
+def overlay_options(layers: Sequence[str], directory: Path) -> str:
+    """Return the options of the overlay; the kernel wants the highest layer first.
+
+    Without `index` a directory may serve as layer in many mounts at once.
+    """
+    lower = ":".join(_escaped(layer) for layer in reversed(layers))
+    upper, work = _escaped(str(directory / "upper")), _escaped(str(directory / "work"))
+    return f"lowerdir={lower},upperdir={upper},workdir={work},index=off"
+
+
+def _escaped(path: str) -> str:
+    for character in ("\\", ":", ","):
+        path = path.replace(character, "\\" + character)
+    return path
+
+
+def _copy_attributes(layers: Sequence[str], upper: Path) -> None:
+    try:
+        top = Path(layers[-1]).stat()
+    except FileNotFoundError as error:
+        raise RuntimeFailedError(
+            f"the image's layer {layers[-1]} is missing; remove the image and pull it again"
+        ) from error
+    os.chown(upper, top.st_uid, top.st_gid)
+    upper.chmod(stat.S_IMODE(top.st_mode))
+
+
+def _mount_sentence(error: OSError, layers: Sequence[str], directory: Path) -> str:
+    for layer in layers:
+        if not Path(layer).is_dir():
+            return f"the image's layer {layer} is missing; remove the image and pull it again"
+    hint = {
+        errno.EINVAL: f"; the filesystem of {directory} must be able to hold an overlay's upper"
+        " directory (ext4, xfs, btrfs, tmpfs can; an overlay cannot)",
+        errno.ENODEV: "; the kernel has no overlayfs (modprobe overlay)",
+        errno.EPERM: "; the daemon must be root in the machine's user namespace",
+    }.get(error.errno or 0, "")
+    return f"the container's root cannot be mounted: {error.strerror}{hint}"
+
+
+def unmount(directory: Path) -> None:
+    """Unmount `directory/rootfs` however often it is mounted; nothing if it is not.
+
+    Raises:
+        RuntimeFailedError: it stays mounted, so nothing below may be deleted.
+    """
+    target = str(directory / "rootfs")
+    for _ in range(_UNMOUNTS_MAX):
+        try:
+            syscalls.unmount(target, syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.ENOENT, errno.ENOTDIR}:
+                return
+            raise RuntimeFailedError(
+                f"the container's root {target} cannot be unmounted: {error.strerror}"
+            ) from error
+    raise RuntimeFailedError(f"the container's root {target} is mounted too often")
+
+
+@contextlib.contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """Give a descriptor of the mounted root."""
+    descriptor = os.open(directory / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def ensure_directory(root_fd: int, path: str) -> None:
+    """Make a directory of the container and its parents, owned by root, if they are missing.
+
+    Raises:
+        RuntimeFailedError: something else has that name; the sentence is Docker's.
+    """
+    done = ""
+    for part in (part for part in path.split("/") if part not in {"", "."}):
+        parent, done = done or "/", f"{done}/{part}"
+        try:
+            descriptor = syscalls.open_in_root(root_fd, done, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            _make_directory(root_fd, parent, part)
+            continue
+        except NotADirectoryError as error:
+            raise RuntimeFailedError(f"Cannot mkdir: {path} is not a directory") from error
+        os.close(descriptor)
+
+
+def _make_directory(root_fd: int, parent: str, name: str) -> None:
+    descriptor = syscalls.open_in_root(root_fd, parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.mkdir(name, 0o755, dir_fd=descriptor)
+    except FileExistsError as error:
+        raise RuntimeFailedError(
+            f"Cannot mkdir: {parent.rstrip('/')}/{name} is a link to nothing"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def copy_up_staging(mount: ContainerMount, container_id: str) -> Path:
+    """Return where a volume's first content is gathered: beside the volume's directory."""
+    source = Path(mount.source)
+    return source.parent / f".copy-up-{source.name}-{container_id[:12]}"
+
+
+def copy_up(root_fd: int, mount: ContainerMount, container_id: str) -> None:
+    """Give an empty volume what the image has at its target, owners and modes included.
+
+    The copy is gathered beside the volume and renamed over it, so that a crash never leaves a
+    volume that is half filled and no longer empty.
+
+    Raises:
+        RuntimeFailedError: the copy fails.
+    """
+    source = Path(mount.source)
+    staging = copy_up_staging(mount, container_id)
+    if staging.exists():
+        shutil.rmtree(staging)
+    with os.scandir(source) as entries:
+        if next(entries, None) is not None:
+            return
+    try:
+        content = syscalls.open_in_root(root_fd, mount.target, os.O_PATH | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        # A volume that is a mount of its own cannot be replaced: it is filled directly.
+        target = source if source.is_mount() else staging
+        target.mkdir(mode=0o700, exist_ok=True)
+        _copy_tree(f"/proc/self/fd/{content}/.", target, content, mount)
+        if target is staging:
+            staging.rename(source)
+    finally:
+        os.close(content)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _copy_tree(content: str, target: Path, descriptor: int, mount: ContainerMount) -> None:
+    finished = subprocess.run(
+        ["cp", "-a", "--reflink=auto", "--", content, str(target)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=(descriptor,),
+        check=False,
+    )
+    if finished.returncode != 0:
+        reason = finished.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        sentence = (
+            f"the image's content of {mount.target} cannot be copied to the volume at"
+            f" {mount.source}: {''.join(reason)}"
+        )
+        if "No space left" in sentence:
+            raise ResourceExhaustedError(sentence)
+        raise RuntimeFailedError(sentence)

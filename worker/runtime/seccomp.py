@@ -1,0 +1,149 @@
+"""A profile in Docker's format → `linux.seccomp` of OCI's runtime-spec. Pure and memoised.
+
+Docker's format has conditions (`includes`, `excludes`: capabilities, architectures, kernel) that
+OCI's lacks; they are worked out here for one container on one machine. The default profile is
+containers-common's `/usr/share/containers/seccomp.json`, whose format is Docker's.
+
+Source: moby `profiles/seccomp`, containers/common `pkg/seccomp`, runtime-spec `config-linux.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import msgspec
+
+from proto.errors import InvalidError
+
+DEFAULT_PROFILE_PATH = "/usr/share/containers/seccomp.json"
+DEFAULT_PROFILE_REMEDY = "apt-get install golang-github-containers-common"
+
+# Go's name of the architecture → libseccomp's, for those that we are built for.
+_NATIVE = {
+    "amd64": "SCMP_ARCH_X86_64",
+    "arm64": "SCMP_ARCH_AARCH64",
+    "arm": "SCMP_ARCH_ARM",
+    "386": "SCMP_ARCH_X86",
+    "ppc64le": "SCMP_ARCH_PPC64LE",
+    "s390x": "SCMP_ARCH_S390X",
+    "riscv64": "SCMP_ARCH_RISCV64",
+}
+
+# Distinct sets of capabilities on one node are few; each result is about 12 KiB of JSON.
+_CACHE_MAX = 32
+
+
+class _Argument(msgspec.Struct, frozen=True, omit_defaults=True):
+    index: int
+    value: int
+    op: str
+    valueTwo: int = 0  # noqa: N815 -- the name in the format
+
+
+class _Condition(msgspec.Struct, frozen=True):
+    caps: tuple[str, ...] = ()
+    arches: tuple[str, ...] = ()
+    minKernel: str = ""  # noqa: N815 -- the name in the format
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    action: str
+    names: tuple[str, ...] = ()
+    name: str = ""
+    args: tuple[_Argument, ...] | None = None
+    includes: _Condition = _Condition()
+    excludes: _Condition = _Condition()
+    errnoRet: int | None = None  # noqa: N815 -- the name in the format
+
+
+class _Architecture(msgspec.Struct, frozen=True):
+    architecture: str
+    subArchitectures: tuple[str, ...] | None = None  # noqa: N815 -- the name in the format
+
+
+class _Profile(msgspec.Struct, frozen=True):
+    defaultAction: str  # noqa: N815 -- the name in the format
+    defaultErrnoRet: int | None = None  # noqa: N815 -- the name in the format
+    architectures: tuple[str, ...] = ()
+    archMap: tuple[_Architecture, ...] = ()  # noqa: N815 -- the name in the format
+    syscalls: tuple[_Rule, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+@functools.lru_cache(maxsize=_CACHE_MAX)
+def resolve(
+    profile: bytes, capabilities: tuple[str, ...], architecture: str, kernel: tuple[int, int]
+) -> msgspec.Raw:
+    """Return `linux.seccomp` as JSON.
+
+    Args:
+        profile: JSON in Docker's format, or already in OCI's (which has no conditions).
+        capabilities: what the container has.
+        architecture: Go's name (`amd64`).
+        kernel: major and minor version.
+
+    Raises:
+        InvalidError: the profile is not one.
+    """
+    try:
+        parsed = msgspec.json.decode(profile, type=_Profile)
+    except msgspec.DecodeError as error:
+        raise InvalidError(f"the seccomp profile cannot be read: {error}") from error
+    result: dict[str, object] = {"defaultAction": parsed.defaultAction}
+    if parsed.defaultErrnoRet is not None:
+        result["defaultErrnoRet"] = parsed.defaultErrnoRet
+    architectures = parsed.architectures or _architectures(parsed.archMap, architecture)
+    if architectures:
+        result["architectures"] = architectures
+    if parsed.flags:
+        result["flags"] = parsed.flags
+    owned = frozenset(capabilities)
+    result["syscalls"] = [
+        _rule(rule)
+        for rule in parsed.syscalls
+        if _applies(rule, owned, architecture, kernel) and (rule.names or rule.name)
+    ]
+    return msgspec.Raw(msgspec.json.encode(result))
+
+
+def _architectures(table: tuple[_Architecture, ...], architecture: str) -> tuple[str, ...]:
+    native = _NATIVE.get(architecture, "")
+    for entry in table:
+        if entry.architecture == native:
+            return (native, *(entry.subArchitectures or ()))
+    return (native,) if native and table else ()
+
+
+def _applies(
+    rule: _Rule, owned: frozenset[str], architecture: str, kernel: tuple[int, int]
+) -> bool:
+    wanted, refused = rule.includes, rule.excludes
+    if wanted.arches and architecture not in wanted.arches:
+        return False
+    if architecture in refused.arches:
+        return False
+    if not owned.issuperset(wanted.caps):
+        return False
+    if owned.intersection(refused.caps):
+        return False
+    if wanted.minKernel and kernel < _version(wanted.minKernel):
+        return False
+    return not (refused.minKernel and kernel >= _version(refused.minKernel))
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    if not major.isdecimal() or not minor.isdecimal():
+        raise InvalidError(f"the seccomp profile has no kernel version in minKernel {text!r}")
+    return int(major), int(minor)
+
+
+def _rule(rule: _Rule) -> Mapping[str, object]:
+    result: dict[str, object] = {"names": rule.names or (rule.name,), "action": rule.action}
+    if rule.args:
+        result["args"] = rule.args
+    if rule.errnoRet is not None:
+        result["errnoRet"] = rule.errnoRet
+    return result

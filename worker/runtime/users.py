@@ -1,0 +1,123 @@
+"""Who the container's process is: `user[:group]` looked up in the image's own files.
+
+`resolve` is pure and takes the texts of /etc/passwd and /etc/group; `read_in_root` reads such a
+file without ever leaving the container's root, whatever links the image holds.
+
+Source: moby/sys `user/user.go` (GetExecUser, GetAdditionalGroups); the sentences are Docker's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from proto.errors import InvalidError
+from worker.runtime import syscalls
+
+# An /etc/passwd larger than this is no list of users.
+FILE_BYTES_MAX = 4 << 20
+_ID_MAX = (1 << 31) - 1
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """User and groups of a process, and the user's home directory."""
+
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = ()
+    home: str = "/"
+
+
+class _User(msgspec.Struct, frozen=True):
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+
+class _Group(msgspec.Struct, frozen=True):
+    name: str
+    gid: int
+    members: tuple[str, ...]
+
+
+def resolve(user: str, groups: Sequence[str], passwd: str, group: str) -> Identity:
+    """Find `user` ("", `name`, `uid`, either with `:group`) and the additional `groups`.
+
+    The first matching line wins. A number need not be in the files; a name must be.
+
+    Raises:
+        InvalidError: a name is not in its file, or a number is out of range.
+    """
+    user_name, _, group_name = user.partition(":")
+    found = _find_user(user_name or "0", passwd)
+    if found is None:
+        found = _User("", _number(user_name or "0", "user", "passwd"), 0, "/")
+    gid = found.gid
+    additional: list[int] = []
+    if group_name:
+        gid = _find_group(group_name, group)
+    elif found.name:
+        additional = [entry.gid for entry in _groups(group) if found.name in entry.members]
+    additional.extend(_find_group(name, group) for name in groups)
+    # The primary group is repeated among the others: a set-group-ID program must not be able to
+    # leave a group that the files deny something to (CVE-2022-36109).
+    return Identity(found.uid, gid, tuple(dict.fromkeys([gid, *additional])), found.home or "/")
+
+
+def _find_user(name: str, passwd: str) -> _User | None:
+    number = int(name) if name.isdecimal() else None
+    for line in passwd.splitlines():
+        match line.strip().split(":"):
+            case [login, _, uid, gid, *rest] if uid.isdecimal() and gid.isdecimal():
+                if int(uid) == number if number is not None else login == name:
+                    return _User(login, int(uid), int(gid), rest[1] if rest[1:] else "")
+            case _:
+                continue
+    return None
+
+
+def _find_group(name: str, group: str) -> int:
+    number = int(name) if name.isdecimal() else None
+    for entry in _groups(group):
+        if entry.gid == number if number is not None else entry.name == name:
+            return entry.gid
+    return _number(name, "group", "group")
+
+
+def _groups(group: str) -> Iterator[_Group]:
+    for line in group.splitlines():
+        match line.strip().split(":"):
+            case [name, _, gid, *rest] if gid.isdecimal():
+                yield _Group(name, int(gid), tuple(rest[0].split(",")) if rest else ())
+            case _:
+                continue
+
+
+def _number(name: str, kind: str, file: str) -> int:
+    if not name.isdecimal():
+        raise InvalidError(f"unable to find {kind} {name}: no matching entries in {file} file")
+    if int(name) > _ID_MAX:
+        raise InvalidError(
+            f"unable to find {kind} {name}: uids and gids must be in range 0-{_ID_MAX}"
+        )
+    return int(name)
+
+
+def read_in_root(root_fd: int, path: str) -> str:
+    """Read a small regular file of the container; "" if it has none.
+
+    Links are followed inside the root only; a FIFO or device with that name counts as absent, so
+    that an image cannot make the daemon wait or read something else.
+    """
+    try:
+        descriptor = syscalls.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return ""
+    with open(descriptor, "rb") as file:  # noqa: PTH123 -- a descriptor, not a path
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
+        return file.read(FILE_BYTES_MAX).decode(errors="replace")
