@@ -26,7 +26,8 @@ _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_V4_SRC, _IP_V4_DST = 1, 2
 _PROTO_NUM, _PROTO_DST_PORT = 1, 3
 _FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
-_FILTER_IP_SRC, _FILTER_PROTO_NUM = 1 << 0, 1 << 3
+_FILTER_PROTO_NUM = 1 << 3
+_STATUS, _STATUS_MASK, _STATUS_DNAT = 3, 26, 1 << 5
 _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
 
 
@@ -40,25 +41,26 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes
 
 
-def list_answered_by(address: ipaddress.IPv4Address) -> Message:
-    """Ask for the connections that lead to `address`, translated or not.
+def list_translated() -> Message:
+    """Ask for the connections whose destination was translated.
 
-    Kernels before 5.8 ignore the filter and list everything: look at the entries again.
+    Kernels before 5.18 ignore the filter and list everything: look at the entries again.
     """
-    body = (
-        _NFGENMSG
-        + nested(_TUPLE_REPLY, nested(_TUPLE_IP, attribute(_IP_V4_SRC, address.packed)))
-        + _filter(reply=_FILTER_IP_SRC)
-    )
+    status = struct.pack(">I", _STATUS_DNAT)
+    body = _NFGENMSG + attribute(_STATUS, status) + attribute(_STATUS_MASK, status)
     return Message(_GET, NLM_F_DUMP, body)
 
 
 def list_protocol(protocol: int) -> Message:
-    """Ask for the connections of one IP protocol; the same remark holds."""
+    """Ask for the connections of one IP protocol; the same holds before 5.8."""
     body = (
         _NFGENMSG
         + nested(_TUPLE_ORIG, nested(_TUPLE_PROTO, attribute(_PROTO_NUM, bytes([protocol]))))
-        + _filter(original=_FILTER_PROTO_NUM)
+        + nested(
+            _FILTER,
+            attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _FILTER_PROTO_NUM)),
+            attribute(_FILTER_REPLY_FLAGS, struct.pack("=I", 0)),
+        )
     )
     return Message(_GET, NLM_F_DUMP, body)
 
@@ -86,12 +88,4 @@ def parse(body: bytes) -> Entry | None:
         asked_port=int.from_bytes(asked.get(_PROTO_DST_PORT, b""), "big"),
         answer_address=ipaddress.IPv4Address(source),
         key=key,
-    )
-
-
-def _filter(*, original: int = 0, reply: int = 0) -> bytes:
-    return nested(
-        _FILTER,
-        attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", original)),
-        attribute(_FILTER_REPLY_FLAGS, struct.pack("=I", reply)),
     )

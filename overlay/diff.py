@@ -24,10 +24,10 @@ from proto.errors import ConflictError
 from proto.ids import ContainerID
 
 
-class DeleteLink(msgspec.Struct, frozen=True):
-    """Delete a link by name."""
+class DeleteLinks(msgspec.Struct, frozen=True):
+    """Delete links by name, all at once."""
 
-    name: str
+    names: tuple[str, ...]
 
 
 class RemoveNamespace(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ class WriteSetting(msgspec.Struct, frozen=True):
 
 
 Operation: TypeAlias = (
-    DeleteLink
+    DeleteLinks
     | RemoveNamespace
     | CreateBridge
     | SetAlias
@@ -181,13 +181,12 @@ def _adopted(desired: Desired, observed: Observed) -> list[Owner]:
 
 def _leftovers(observed: Observed, adopted: list[Owner]) -> list[Operation]:
     kept = {owner.container_id for owner in adopted}
-    operations: list[Operation] = []
-    for link in sorted(observed.links, key=lambda item: item.name):
-        if not is_our_container_link(link):
-            continue
-        owner = parse_link_alias(link.alias)
-        if owner is None or owner not in adopted:
-            operations.append(DeleteLink(link.name))
+    doomed = sorted(
+        link.name
+        for link in observed.links
+        if is_our_container_link(link) and parse_link_alias(link.alias) not in adopted
+    )
+    operations: list[Operation] = [DeleteLinks(tuple(doomed))] if doomed else []
     operations += [
         RemoveNamespace(name) for name in sorted(observed.namespaces) if name not in kept
     ]

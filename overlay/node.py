@@ -70,6 +70,10 @@ class BridgeNetwork(NodeNetwork):
         self._table = rules.TableState()
         self._wanted: dict[rules.Key, PublishedPort] = {}
         self._publish_lock = asyncio.Lock()
+        self._doomed: list[ContainerID] = []
+        self._removal_lock = asyncio.Lock()
+        # Addresses that a tracked connection may have been translated to.
+        self._once_published: set[str] = set()
 
     @override
     async def start(self, live: frozenset[ContainerID]) -> dict[ContainerID, Attachment]:
@@ -100,6 +104,7 @@ class BridgeNetwork(NodeNetwork):
             self._attached[container_id] = self._attachment(container_id, interface, pool)
         self._pool = pool
         pool.check()
+        self._note_backends()
         log.info(
             "node_network_started",
             pool=str(gateway.network),
@@ -140,7 +145,7 @@ class BridgeNetwork(NodeNetwork):
                     await self._kernel(f"attach container {container_id[:12]}", build)
             except BaseException:
                 # A cancelled caller finds the thread finished: what it made goes again.
-                await _uncancelled(self._detach(container_id, pool))
+                await _uncancelled(self._detach(container_id))
                 raise
             attachment = self._attachment(container_id, interface, pool)
             self._attached[container_id] = attachment
@@ -159,9 +164,9 @@ class BridgeNetwork(NodeNetwork):
             RuntimeFailedError: the kernel refused.
         """
         names.check_container_id(container_id)
-        pool = self._started_pool()
+        self._started_pool()
         async with self._locks.hold(container_id):
-            await _uncancelled(self._detach(container_id, pool))
+            await _uncancelled(self._detach(container_id))
         log.debug("container_detached", container_id=container_id)
 
     @override
@@ -183,6 +188,7 @@ class BridgeNetwork(NodeNetwork):
             if wanted == self._table.ports and not self._table.stray:
                 return
             await _uncancelled(in_new_thread(lambda: self._apply_ports(wanted)))
+            self._note_backends()
             if begun:
                 await self._forget(lambda: links.forget_untranslated(begun))
         log.info("ports_published", count=len(wanted))
@@ -266,23 +272,49 @@ class BridgeNetwork(NodeNetwork):
         observed = links.observe(self._run, rules.TableState())
         bridge = observed.bridge
         gone: list[diff.Operation] = [diff.ChangeRules(rules.delete_table())]
-        gone += [diff.DeleteLink(x.name) for x in observed.links if is_our_container_link(x)]
-        gone += [diff.RemoveNamespace(name) for name in sorted(observed.namespaces)]
+        doomed = [link.name for link in observed.links if is_our_container_link(link)]
         if bridge is not None and is_our_bridge(bridge):
-            gone.append(diff.DeleteLink(bridge.name))
+            doomed.append(bridge.name)
+        gone.append(diff.DeleteLinks(tuple(doomed)))
+        gone += [diff.RemoveNamespace(name) for name in sorted(observed.namespaces)]
         for operation in gone:
             links.carry_out(operation, self._run, self._nft)
         with contextlib.suppress(FileNotFoundError):
             self._run.rmdir()
 
-    async def _detach(self, container_id: ContainerID, pool: AddressPool) -> None:
-        tear_down = functools.partial(links.tear_down, container_id, self._run / container_id)
-        await self._kernel(f"detach container {container_id[:12]}", tear_down)
-        attachment = self._attached.pop(container_id, None)
-        if attachment is not None:
-            address = ipaddress.IPv4Address(attachment.address)
-            await self._forget(lambda: links.forget_connections(address))
-        pool.release(container_id)
+    async def _detach(self, container_id: ContainerID) -> None:
+        """Take part in a common removal: whoever gets the lock removes all that wait.
+
+        An attempt that fails is the failure of the caller that made it; the others' turn comes.
+        """
+        self._doomed.append(container_id)
+        async with self._removal_lock:
+            if container_id not in self._doomed:
+                return
+            batch = tuple(self._doomed)
+            try:
+                await self._kernel(
+                    f"detach container {container_id[:12]}",
+                    functools.partial(links.tear_down, self._run, batch),
+                )
+            except BaseException:
+                self._doomed.remove(container_id)
+                raise
+            del self._doomed[: len(batch)]
+            await self._released(batch)
+
+    async def _released(self, batch: tuple[ContainerID, ...]) -> None:
+        gone = [self._attached.pop(container_id, None) for container_id in batch]
+        addresses = {attachment.address for attachment in gone if attachment is not None}
+        served = frozenset(
+            ipaddress.IPv4Address(address) for address in addresses & self._once_published
+        )
+        if served:
+            await self._forget(functools.partial(links.forget_connections, served))
+        self._once_published -= addresses
+        if self._pool is not None:
+            for container_id in batch:
+                self._pool.release(container_id)
 
     async def _forget(self, function: Callable[[], None]) -> None:
         """Delete tracked connections; not to be able to is a fault that a node can live with."""
@@ -300,6 +332,10 @@ class BridgeNetwork(NodeNetwork):
                 f"cannot {what}: {error}; swarmd needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN) and a "
                 "kernel with veth, bridge and nf_tables"
             ) from error
+
+    def _note_backends(self) -> None:
+        for port in self._table.ports.values():
+            self._once_published.update(port.backends)
 
     def _started_pool(self) -> AddressPool:
         if self._pool is None:

@@ -10,7 +10,7 @@ import ipaddress
 import msgspec
 
 from overlay import names
-from overlay.rtnetlink import LINK_GROUP, Address, Link, Route
+from overlay.rtnetlink import DOOMED_GROUP, LINK_GROUP, Address, Link, Route
 from overlay.rules import TableState
 
 
@@ -66,4 +66,4 @@ def is_our_container_link(link: Link) -> bool:
         return False
     if names.parse_link_alias(link.alias) is not None:
         return True
-    return not link.alias and link.group == LINK_GROUP
+    return not link.alias and link.group in {LINK_GROUP, DOOMED_GROUP}
