@@ -108,9 +108,10 @@ class ContainerDirectory:
             code = UNKNOWN_EXIT_CODE  # conmon writes -1 when it could not learn it
         return ExitStatus(code, finished_at, (self.path / "oom").exists())
 
-    def state(self, container_id: ContainerID, boot_id: str) -> ContainerState:
-        """Work out the state from the files and /proc."""
-        config = self.config()
+    def state(
+        self, container_id: ContainerID, config: ContainerConfig | None, boot_id: str
+    ) -> ContainerState:
+        """Work out the state from the files and /proc; `config` as `config()` gave it."""
         name = config.name if config else ""
         labels = config.labels if config else {}
         record = self.record()

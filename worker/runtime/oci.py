@@ -11,7 +11,7 @@ import errno
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -22,12 +22,30 @@ import structlog
 from proto.clock import Clock, SystemClock
 from proto.errors import RuntimeFailedError, SwarmError
 from proto.ids import ContainerID
-from worker.runtime import capabilities, cgroups, conmon, procfs, removal, spawn
-from worker.runtime.api import ContainerConfig, ContainerState, ExitStatus
+from worker.runtime import (
+    capabilities,
+    cgroups,
+    conmon,
+    execution,
+    procfs,
+    removal,
+    rootfs,
+    spawn,
+)
+from worker.runtime.api import (
+    ContainerConfig,
+    ContainerState,
+    ExitStatus,
+    LogConfig,
+    LogOptions,
+    LogRecord,
+)
 from worker.runtime.conmon import Binaries
 from worker.runtime.directory import LOST_EXIT_CODE, ContainerDirectory, ProcessRecord
+from worker.runtime.logs import LogReader
 from worker.runtime.monitor import Monitor
 from worker.runtime.prepare import Preparation
+from worker.runtime.rotation import Rotator
 from worker.runtime.spec import HostFacts
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -96,6 +114,7 @@ class OciRuntime:
         self._facts = host_facts(self._layout)
         self._boot_id = procfs.boot_id()
         self._monitor = Monitor()
+        self._rotator = Rotator()
         self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
         # Called after each step with its name; tests stop the world there.
         self.after_step: Callable[[str], None] = _nothing
@@ -120,7 +139,7 @@ class OciRuntime:
             raise RuntimeFailedError("no command specified")
         directory = self._directory(config.id)
         if directory.path.exists() or directory.state_directory.exists():
-            state = await self._blocking(directory.state, config.id, self._boot_id)
+            state = directory.state(config.id, directory.config(), self._boot_id)
             if state.state != "broken":
                 return
             await self._destroy(config.id)
@@ -140,6 +159,7 @@ class OciRuntime:
         except asyncio.CancelledError:
             await self._undo(config.id)
             raise
+        self._rotator.add(config.id, directory, config.log)
         log.debug("container_created", container_id=config.id, pid=pid)
 
     async def _undo(self, container_id: ContainerID) -> None:
@@ -166,9 +186,10 @@ class OciRuntime:
     async def start(self, container_id: ContainerID) -> int:
         """Start the created process; return its PID. Nothing if it was started before."""
         directory = self._directory(container_id)
-        state = directory.state(container_id, self._boot_id)
+        config = directory.config()
+        state = directory.state(container_id, config, self._boot_id)
         record = directory.record()
-        if state.state == "broken" or record is None:
+        if state.state == "broken" or record is None or config is None:
             raise RuntimeFailedError(f"container {container_id[:12]} is not created")
         if state.state != "created":
             return record.pid
@@ -179,8 +200,6 @@ class OciRuntime:
             output_bytes_max=_MESSAGE_BYTES_MAX,
         )
         if finished.code != 0:
-            config = directory.config()
-            assert config is not None
             raise _sentence(
                 conmon.failure(finished.output.decode(errors="replace"), config), container_id
             )
@@ -240,6 +259,7 @@ class OciRuntime:
 
     async def remove(self, container_id: ContainerID) -> None:
         """Kill what is left; remove bundle, mounts, cgroup, log and directory. Idempotent."""
+        self._rotator.remove(container_id)
         await self._destroy(container_id)
 
     async def _destroy(self, container_id: ContainerID) -> None:
@@ -255,22 +275,90 @@ class OciRuntime:
 
     async def list_containers(self) -> list[ContainerState]:
         """Return every container of this runtime, also those made by an earlier daemon."""
-        return await self._blocking(self._list)
+        states = await self._blocking(self._list)
+        for state, log_config in states:
+            if state.state in {"created", "running"}:
+                self._rotator.add(state.id, self._directory(state.id), log_config)
+        return [state for state, _ in states]
 
-    def _list(self) -> list[ContainerState]:
+    def _list(self) -> list[tuple[ContainerState, LogConfig]]:
         result = []
         for name in sorted(os.listdir(self._root)):  # noqa: PTH208 -- names, not paths
             container_id = ContainerID(name)
             directory = self._directory(container_id)
-            state = directory.state(container_id, self._boot_id)
+            config = directory.config()
+            state = directory.state(container_id, config, self._boot_id)
             if state.exit is not None:
                 ended = self._with_memory(directory, container_id, state.exit)
                 state = msgspec.structs.replace(state, exit=ended)
-            result.append(state)
+            result.append((state, config.log if config else LogConfig()))
         return result
+
+    async def logs(
+        self, container_id: ContainerID, options: LogOptions
+    ) -> AsyncIterator[LogRecord]:
+        """Yield the container's output, oldest first; with `follow` until the container is gone."""
+        directory = self._directory(container_id)
+        config = directory.config()
+        if config is None:
+            raise RuntimeFailedError(f"container {container_id[:12]} does not exist")
+        if config.log.driver == "none":
+            raise RuntimeFailedError("configured logging driver does not support reading")
+        reader = LogReader(directory.path, options, self._clock)
+        records = reader.records(self._end_of(directory, container_id) if options.follow else None)
+        try:
+            async for record in records:
+                yield record
+        finally:
+            await records.aclose()
+
+    def _end_of(
+        self, directory: ContainerDirectory, container_id: ContainerID
+    ) -> Callable[[], Awaitable[None]]:
+        async def ended() -> None:
+            record = directory.record()
+            if record is not None and record.boot_id == self._boot_id:
+                await self._monitor.ended(container_id, record.monitor_pid, record.monitor_started)
+
+        return ended
+
+    async def exec(
+        self,
+        container_id: ContainerID,
+        argv: Sequence[str],
+        *,
+        env: Sequence[str] = (),
+        user: str = "",
+        working_dir: str = "",
+        timeout: float,
+    ) -> tuple[int, bytes]:
+        """Run a command in a running container; return its exit code and first 4 KiB of output.
+
+        Added to the container's own environment is `env`; an empty `user` or `working_dir` is
+        the container's. After `timeout` seconds the command is killed.
+
+        Raises:
+            TimeoutError: the command took longer.
+            RuntimeFailedError: the container does not run.
+        """
+        directory = self._directory(container_id)
+        config = directory.config()
+        state = directory.state(container_id, config, self._boot_id)
+        if config is None or state.state != "running":
+            raise RuntimeFailedError(f"container {container_id[:12]} is not running")
+        command = execution.Command(tuple(argv), tuple(env), user, working_dir)
+        try:
+            with rootfs.opened(directory.path) as root_fd:
+                document = execution.process_document(command, config, self._facts, root_fd)
+        except (SwarmError, OSError) as error:
+            raise _sentence(error, container_id) from error
+        return await execution.run(
+            self._binaries, directory, container_id, document, timeout=timeout
+        )
 
     async def close(self) -> None:
         """Stop watching. Containers go on."""
+        await self._rotator.close()
         self._monitor.close()
         self._threads.shutdown(wait=True)
 

@@ -94,3 +94,12 @@ def parse_signal(text: str) -> int:
     if not 0 < number < signal.NSIG:
         raise ValueError(f"invalid signal: {text}")
     return number
+
+
+def is_in_cgroup(pid: int, name: str) -> bool:
+    """Return whether the process is in a cgroup of that name, in any hierarchy."""
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(line.rpartition("/")[2] == name for line in text.splitlines())

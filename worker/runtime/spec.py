@@ -48,7 +48,7 @@ _READ_ONLY_PATHS = (
     "/proc/sysrq-trigger",
 )
 
-# null, zero, full, random, urandom, tty, console, ptmx and the pseudo-terminals; not fuse. Any
+# null, zero, full, random, urandom, tty, console, ptmx and the pseudo-terminals. Any
 # device may be made (mknod) but not opened, as Docker has it.
 _DEVICE_RULES: tuple[dict[str, object], ...] = (
     {"allow": False, "access": "rwm"},
@@ -63,7 +63,6 @@ _DEVICE_RULES: tuple[dict[str, object], ...] = (
     {"allow": True, "type": "c", "major": 5, "minor": 1, "access": "rwm"},
     {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"},
     {"allow": True, "type": "c", "major": 136, "access": "rwm"},
-    {"allow": False, "type": "c", "major": 10, "minor": 229, "access": "rwm"},
 )
 
 # Target, type, source, options.

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
 
-import msgspec
-
-MS_RDONLY = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -21,8 +17,6 @@ RESOLVE_IN_ROOT = 0x10
 IN_MODIFY = 0x2
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
-IN_DELETE_SELF = 0x400
-IN_IGNORED = 0x8000
 
 # openat2 came after the numbers of system calls were made equal on all architectures.
 _SYS_OPENAT2 = 437
@@ -44,7 +38,7 @@ _libc.syscall.restype = ctypes.c_long
 class _OpenHow(ctypes.Structure):
     """`struct open_how` of openat2(2)."""
 
-    _fields_ = [
+    _fields_ = (  # type: ignore[mutable-override]  # ctypes declares a list where any sequence does
         ("flags", ctypes.c_uint64),
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
@@ -86,13 +80,6 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     return _check(result, path)
 
 
-class InotifyEvent(msgspec.Struct, frozen=True):
-    """One event: `mask` as in inotify(7), `name` of the entry in the watched directory."""
-
-    mask: int
-    name: str
-
-
 def inotify_open(directory: str, mask: int) -> int:
     """Return a non-blocking inotify descriptor that watches `directory`."""
     descriptor = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), directory)
@@ -102,14 +89,3 @@ def inotify_open(directory: str, mask: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def inotify_events(data: bytes) -> Iterator[InotifyEvent]:
-    """Split what was read from an inotify descriptor."""
-    offset = 0
-    while offset + 16 <= len(data):
-        mask = int.from_bytes(data[offset + 4 : offset + 8], "little")
-        length = int.from_bytes(data[offset + 12 : offset + 16], "little")
-        name = data[offset + 16 : offset + 16 + length].rstrip(b"\0")
-        yield InotifyEvent(mask, os.fsdecode(name))
-        offset += 16 + length

@@ -1,0 +1,97 @@
+"""Run a command beside a container's main process, with that process's rights: health checks.
+
+Not through conmon: the command belongs to the daemon that waits for it, and is killed with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+
+import msgspec
+
+from proto.errors import RuntimeFailedError
+from proto.ids import ContainerID
+from worker.runtime import conmon, prepare, procfs, spawn, spec
+from worker.runtime.api import ContainerConfig
+from worker.runtime.conmon import Binaries
+from worker.runtime.directory import ContainerDirectory
+from worker.runtime.spec import HostFacts
+
+OUTPUT_BYTES_MAX = 4096
+_SIGNALLED = 128
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What to run; empty fields are the container's own."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+
+
+def process_document(
+    command: Command, config: ContainerConfig, facts: HostFacts, root_fd: int
+) -> dict[str, object]:
+    """Return OCI's `process` for the command: the container's with the command's changes."""
+    changed = msgspec.structs.replace(
+        config,
+        argv=command.argv,
+        env=(*config.env, *command.env),
+        user=command.user or config.user,
+        working_dir=command.working_dir or config.working_dir,
+        init=False,
+        tty=False,
+    )
+    return spec.process(changed, facts, prepare.identify(changed, root_fd))
+
+
+async def run(
+    binaries: Binaries,
+    directory: ContainerDirectory,
+    container_id: ContainerID,
+    document: dict[str, object],
+    *,
+    timeout: float,
+) -> tuple[int, bytes]:
+    """Run it to its end, at most `timeout` seconds; return its exit code and first output.
+
+    Raises:
+        TimeoutError: it took too long, and was killed.
+        RuntimeFailedError: the runtime cannot be run.
+    """
+    name = f"exec-{secrets.token_hex(8)}"
+    pid_file = f"{name}.pid"
+    directory.write(name, msgspec.json.encode(document))
+    argv = [
+        binaries.runtime, f"--root={directory.state_directory.parent}", "exec",
+        "--process", str(directory.path / name), "--pid-file", str(directory.path / pid_file),
+        container_id,
+    ]  # fmt: skip
+    try:
+        async with asyncio.timeout(timeout):
+            finished = await spawn.run(
+                argv, environment=conmon.environment(), output_bytes_max=OUTPUT_BYTES_MAX
+            )
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise RuntimeFailedError(f"cannot run {binaries.runtime}: {error.strerror}") from error
+    finally:
+        # Killing the runtime's own process leaves the command running in the container.
+        kill_command(directory.read_pid(pid_file), container_id)
+        for file in (name, pid_file):
+            (directory.path / file).unlink(missing_ok=True)
+    code = finished.code
+    return (code if code >= 0 else _SIGNALLED - code), finished.output
+
+
+def kill_command(pid: int | None, container_id: ContainerID) -> None:
+    """Kill the command if it still runs; its cgroup proves that the PID is not a stranger's."""
+    if pid is None or not procfs.is_in_cgroup(pid, container_id):
+        return
+    started = procfs.start_time(pid)
+    if started is not None:
+        procfs.send_signal(pid, started, signal.SIGKILL)
