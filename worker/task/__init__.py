@@ -1,1 +1,1 @@
-"""To be described."""
+"""A task's life on this node, decided without I/O: events in, instructions out."""

@@ -1,0 +1,334 @@
+"""The worker's shell: sessions with a manager, the database, timers, and the runner.
+
+    dispatcher --messages--> TaskTable --instructions--> Runner --outcomes--> TaskTable
+                                 |  reports
+                                 +---------> WorkerDB, then Reporter --> dispatcher
+
+Everything runs in one event loop, and an event is handled where it happens: the table never waits.
+Containers need neither this program nor a manager: after `close` or a crash they go on, and the
+next `run` adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from overlay.api import NodeNetwork
+from proto.clock import Clock
+from proto.errors import NotFoundError, SwarmError, UnavailableError
+from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
+from proto.objects import Node, NodeDescription
+from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
+from worker.backoff import Backoff
+from worker.container import PREPARED_LABEL, NodeFacts, prepared_from
+from worker.db import WorkerDB
+from worker.reporter import CALL_SECONDS_MAX, Reporter
+from worker.runner import Images, Runner
+from worker.runtime.api import ContainerState, LogOptions, LogRecord, Runtime
+from worker.task.events import Event, Forget, Instruction, Report, ReportBug
+from worker.task.table import Remains, TaskTable
+from worker.volumes import VolumeStore
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+DATABASE = "worker.db"
+REMOVALS_MAX = 4
+
+T = TypeVar("T")
+
+
+class Agent:
+    """This node's worker.
+
+    `runtime`, `images`, `network` and `dispatcher` belong to the caller, who closes them after
+    `close`. Its state is in `<state_dir>/worker.db` and `<state_dir>/volumes`.
+
+    Attributes:
+        volumes: the node's volumes.
+        node: this node as the manager last described it; None before the first session.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        node_id: NodeID,
+        description: NodeDescription,
+        *,
+        runtime: Runtime,
+        images: Images,
+        network: NodeNetwork,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """Touch nothing yet; `run` does."""
+        self._state_dir = state_dir
+        self._node_id = node_id
+        self._description = description
+        self._runtime = runtime
+        self._network = network
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._rng = rng
+        self.volumes = VolumeStore(state_dir)
+        self.node: Node | None = None
+        self._table = TaskTable()
+        self._reporter = Reporter(node_id, dispatcher, rng)
+        self._runner = Runner(
+            runtime=runtime,
+            images=images,
+            network=network,
+            volumes=self.volumes,
+            node=NodeFacts(
+                id=node_id, hostname=description.hostname, platform=description.platform
+            ),
+            clock=clock,
+            emit=self._take,
+        )
+        self._db: WorkerDB | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._crash: asyncio.Future[None] | None = None
+        self._is_closing = False
+
+    async def run(self) -> None:
+        """Adopt what runs, then work until `close`.
+
+        Raises:
+            RuntimeFailedError: the network or the runtime cannot be used at all.
+            InvariantViolationError: a bug beyond a single task.
+        """
+        assert self._db is None
+        self._crash = asyncio.get_running_loop().create_future()
+        await self._adopt()
+        self._loops = [
+            asyncio.create_task(self._keep_session()),
+            asyncio.create_task(self._reporter.run()),
+        ]
+        try:
+            done, _ = await asyncio.wait(
+                [self._crash, *self._loops], return_when=asyncio.FIRST_COMPLETED
+            )
+            for future in done:
+                if not future.cancelled():
+                    future.result()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Stop working. Containers go on."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._runner.close()
+        if self._crash is not None and not self._crash.done():
+            self._crash.set_result(None)
+        if self._db is not None:
+            self._db.close()
+        log.info("agent_closed", node_id=self._node_id)
+
+    async def leave(self) -> None:
+        """Stop working and remove every container of ours: the node leaves its cluster.
+
+        Raises:
+            RuntimeFailedError: some containers could not be removed; it may be called again.
+        """
+        await self.close()
+        containers = await self._own_containers()
+        room = asyncio.Semaphore(REMOVALS_MAX)
+
+        async def remove(container_id: ContainerID) -> None:
+            async with room:
+                await self._runner.purge(container_id)
+
+        results = await asyncio.gather(
+            *(remove(container.id) for container in containers), return_exceptions=True
+        )
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+        await self._network.publish(())
+        db = WorkerDB(self._state_dir / DATABASE, wall=self._clock.wall())
+        db.clear()
+        db.close()
+        log.info("node_left", node_id=self._node_id, containers_removed=len(containers))
+
+    async def logs(self, task_id: TaskID, options: LogOptions) -> AsyncIterator[LogRecord]:
+        """Yield the output of a task's container.
+
+        Raises:
+            NotFoundError: the task is not on this node.
+        """
+        if task_id not in self._table.machines:
+            raise NotFoundError("task", task_id)
+        async with _closed_after(self._runtime.logs(container_id_of(task_id), options)) as records:
+            async for record in records:
+                yield record
+
+    def images_in_use(self) -> Mapping[ImageID, tuple[ContainerID, ...]]:
+        """Return the images of all containers, those being made included."""
+        uses: dict[ImageID, list[ContainerID]] = {}
+        held = self._runner.images_held
+        for machine in self._table.machines.values():
+            container_id = container_id_of(machine.task_id)
+            if machine.prepared is not None:
+                held[container_id] = machine.prepared.image_id
+        for container_id, image_id in sorted(held.items()):
+            uses.setdefault(image_id, []).append(container_id)
+        return {image_id: tuple(ids) for image_id, ids in uses.items()}
+
+    # --- beginning ---
+
+    async def _adopt(self) -> None:
+        self._db = WorkerDB(self._state_dir / DATABASE, wall=self._clock.wall())
+        containers = await self._runtime.list_containers()
+        live = frozenset(c.id for c in containers if c.state in {"created", "running"})
+        attachments = await self._network.start(live)
+        remains: dict[ContainerID, Remains] = {}
+        for container in containers:
+            if PREPARED_LABEL in container.labels:
+                attachment = attachments.get(container.id)
+                address = "" if attachment is None else attachment.address
+                prepared = prepared_from(container.labels, address)
+                remains[container.id] = Remains(container=container, prepared=prepared)
+        stored = self._db.load()
+        log.info("agent_started", node_id=self._node_id, tasks=len(stored), containers=len(remains))
+        self._follow(self._table.adopt(stored, remains, self._clock.monotonic()))
+
+    async def _own_containers(self) -> list[ContainerState]:
+        containers = await self._runtime.list_containers()
+        return [c for c in containers if PREPARED_LABEL in c.labels]
+
+    # --- sessions ---
+
+    async def _keep_session(self) -> None:
+        backoff = Backoff(self._rng)
+        while True:
+            try:
+                await self._one_session(backoff)
+            except (UnavailableError, TimeoutError) as error:
+                log.warning("session_lost", node_id=self._node_id, error=str(error))
+            except SwarmError as error:
+                log.error("session_refused", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
+            except Exception:
+                log.exception("session_crashed", node_id=self._node_id)
+            else:
+                log.info("session_ended", node_id=self._node_id)
+            self._reporter.pause()
+            await asyncio.sleep(backoff.next_seconds())
+
+    async def _one_session(self, backoff: Backoff) -> None:
+        async with asyncio.timeout(CALL_SECONDS_MAX):
+            self.node = await self._dispatcher.register(self._node_id, self._description)
+        log.info("session_opened", node_id=self._node_id)
+        self._reporter.open()
+        async with _closed_after(self._dispatcher.assignments(self._node_id)) as messages:
+            async for message in messages:
+                backoff.reset()
+                self._store(message)
+                self._take(message)
+
+    def _store(self, message: AssignmentMessage) -> None:
+        assert self._db is not None
+        match message:
+            case CompleteAssignments(assignments=assignments):
+                log.info("assignments_completed", tasks=len(assignments))
+                self._db.replace(assignments)
+            case _:
+                log.info(
+                    "assignments_changed",
+                    updated=len(message.updated),
+                    removed=len(message.removed),
+                )
+                self._db.update(message.updated, message.removed)
+
+    # --- events and instructions ---
+
+    def _take(self, event: Event) -> None:
+        """Let the table decide on an event, and begin what it says."""
+        if self._is_closing:
+            return  # The next daemon will see for itself.
+        try:
+            self._follow(self._table.handle(event, self._clock.monotonic()))
+        except Exception as bug:  # noqa: BLE001 -- `run` raises it
+            self._crashed(bug)
+
+    def _tick(self) -> None:
+        self._timer = None
+        try:
+            self._follow(self._table.tick(self._clock.monotonic()))
+        except Exception as bug:  # noqa: BLE001 -- `run` raises it
+            self._crashed(bug)
+
+    def _crashed(self, bug: Exception) -> None:
+        if self._crash is None or self._crash.done():
+            log.error("agent_crashed_again", exc_info=bug)
+        else:
+            self._crash.set_exception(bug)
+
+    def _follow(self, instructions: list[Instruction]) -> None:
+        """Store the reports first, then begin the rest in its order."""
+        self._report([i for i in instructions if isinstance(i, Report)])
+        for instruction in instructions:
+            match instruction:
+                case Report():
+                    pass
+                case Forget(task_id=task_id):
+                    self._reporter.forget(task_id)
+                    log.info("task_forgotten", task_id=task_id)
+                case ReportBug(task_id=task_id, story=story):
+                    log.error("task_abandoned", task_id=task_id, story=story)
+                case _:
+                    self._runner.carry_out(instruction)
+        self._plan_tick()
+
+    def _report(self, reports: Iterable[Report]) -> None:
+        assert self._db is not None
+        newest: dict[TaskID, StatusUpdate] = {}
+        for report in reports:
+            status = report.status
+            if not status.timestamp:
+                status = msgspec.structs.replace(status, timestamp=self._clock.wall())
+            log.info(
+                "task_state_changed",
+                task_id=report.task_id,
+                state=status.state.name,
+                err=status.err,
+            )
+            newest[report.task_id] = StatusUpdate(report.task_id, status)
+        if newest:
+            self._db.put_statuses(newest.values())
+        for update in newest.values():
+            self._reporter.add(update.task_id, update.status)
+
+    def _plan_tick(self) -> None:
+        due = self._table.next_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            delay = max(0.0, due - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+
+@asynccontextmanager
+async def _closed_after(stream: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """Close the stream, if it is an async generator, at once and not when it is collected."""
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()

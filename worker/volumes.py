@@ -1,0 +1,226 @@
+"""Keeps this node's volumes: directories under the state directory, with what is known of them.
+
+    <state>/volumes/<name>/_data         what containers see
+    <state>/volumes/<name>/volume.json   labels, options, owner; written last
+
+Only the `local` driver exists. Its options `type=none,o=bind,device=/path` make the volume another
+name of a directory of the host, as in Docker; other file systems would need a mount in the host's
+namespace, which this program never makes, and are refused. A directory without `volume.json` is the
+rest of an interrupted creation: it is completed by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from proto.errors import ConflictError, InvalidError, NotFoundError, RuntimeFailedError
+from proto.ids import ContainerID
+from worker.container import VolumePath, VolumeRequest
+
+NOBODY = ContainerID("")
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_RECORD = "volume.json"
+_DATA = "_data"
+_NAME_LENGTH_MAX = 255
+
+
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume of this node; `owner` is the container that an anonymous one goes with."""
+
+    name: str
+    mountpoint: str = ""
+    driver: str = "local"
+    labels: Mapping[str, str] = {}
+    options: Mapping[str, str] = {}
+    created_at: float = 0.0
+    owner: ContainerID = NOBODY
+
+
+class VolumeStore:
+    """The volumes below one directory. Nothing is cached: the disk is the truth."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Use `<state_dir>/volumes`, made when first needed."""
+        self._root = state_dir / "volumes"
+
+    def create(
+        self,
+        name: str,
+        *,
+        now: float,
+        driver: str = "",
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+        owner: ContainerID = NOBODY,
+    ) -> Volume:
+        """Return the volume, made if it does not exist.
+
+        Raises:
+            InvalidError: a bad name, an unknown driver, an option that cannot be honoured.
+            ConflictError: it exists with other options.
+            RuntimeFailedError: the disk refuses.
+        """
+        if not _NAME.fullmatch(name) or len(name) > _NAME_LENGTH_MAX:
+            message = (
+                f'volume name "{name}" is invalid: it needs two characters or more of '
+                "[a-zA-Z0-9_.-], the first a letter or digit; for a host path use a bind mount"
+            )
+            raise InvalidError(message)
+        if driver not in {"", "local"}:
+            message = (
+                f'volume driver "{driver}" is not available on this node (volume {name}); '
+                "only local is"
+            )
+            raise InvalidError(message)
+        _check_options(name, options or {})
+        existing = self._read(name)
+        if existing is not None:
+            if options and dict(options) != dict(existing.options):
+                message = f"volume {name} exists already with other options; remove it first"
+                raise ConflictError(message)
+            return existing
+        volume = Volume(
+            name=name,
+            mountpoint=str(self._root / name / _DATA),
+            labels=labels or {},
+            options=options or {},
+            created_at=now,
+            owner=owner,
+        )
+        self._write(volume)
+        return volume
+
+    def resolve(self, request: VolumeRequest, owner: ContainerID, now: float) -> VolumePath:
+        """Make what a container's mount asks for and return the directory to bind.
+
+        Raises:
+            InvalidError: see `create`; or the subpath leads outside or does not exist.
+        """
+        volume = self.create(
+            request.name,
+            now=now,
+            driver=request.driver,
+            labels=request.labels,
+            options=request.options,
+            owner=owner if request.is_anonymous else NOBODY,
+        )
+        path = self.path_of(volume)
+        if request.subpath:
+            path = _subpath(path, request.subpath, volume.name)
+        try:
+            is_empty = path.is_dir() and not any(path.iterdir())
+        except OSError as error:
+            raise RuntimeFailedError(
+                f"volume {volume.name}: cannot read {path}: {error}"
+            ) from error
+        return VolumePath(path=str(path), is_empty=is_empty)
+
+    def path_of(self, volume: Volume) -> Path:
+        """Return the directory that containers see."""
+        return Path(volume.options.get("device") or volume.mountpoint)
+
+    def all(self) -> list[Volume]:
+        """Return all volumes, sorted by name."""
+        if not self._root.is_dir():
+            return []
+        found = (self._read(entry.name) for entry in sorted(self._root.iterdir()))
+        return [volume for volume in found if volume is not None]
+
+    def inspect(self, name: str) -> Volume:
+        """Return one volume.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        volume = self._read(name) if _NAME.fullmatch(name) else None
+        if volume is None:
+            raise NotFoundError("volume", name, f"get {name}: no such volume")
+        return volume
+
+    def remove(self, name: str) -> None:
+        """Delete a volume and its content (not that of a `device`). The caller knows who uses it.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            RuntimeFailedError: the disk refuses; it may be called again.
+        """
+        self.inspect(name)
+        try:
+            # Content first: as long as the record is there, the removal can be repeated.
+            _remove_tree(self._root / name / _DATA)
+            _remove_tree(self._root / name)
+        except OSError as error:
+            raise RuntimeFailedError(f"cannot remove volume {name}: {error}") from error
+
+    def owned_by(self, owner: ContainerID) -> list[Volume]:
+        """Return the anonymous volumes of a container, sorted by name."""
+        assert owner
+        return [volume for volume in self.all() if volume.owner == owner]
+
+    def remove_owned(self, owner: ContainerID) -> None:
+        """Remove the anonymous volumes of a container."""
+        for volume in self.owned_by(owner):
+            self.remove(volume.name)
+
+    def _read(self, name: str) -> Volume | None:
+        record = self._root / name / _RECORD
+        try:
+            return msgspec.json.decode(record.read_bytes(), type=Volume)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            message = f"volume {name}: its record {record} cannot be read: {error}"
+            raise RuntimeFailedError(message) from error
+
+    def _write(self, volume: Volume) -> None:
+        directory = self._root / volume.name
+        try:
+            self._root.mkdir(mode=0o701, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o701, exist_ok=True)
+            (directory / _DATA).mkdir(mode=0o755, exist_ok=True)
+            partial = directory / (_RECORD + ".new")
+            partial.write_bytes(msgspec.json.encode(volume))
+            partial.replace(directory / _RECORD)
+        except OSError as error:
+            raise RuntimeFailedError(f"cannot make volume {volume.name}: {error}") from error
+
+
+def _check_options(name: str, options: Mapping[str, str]) -> None:
+    """Accept no options, or a bind of a directory of the host."""
+    if not options:
+        return
+    unknown = sorted(options.keys() - {"type", "o", "device"})
+    if unknown:
+        raise InvalidError(f'volume {name}: invalid option "{unknown[0]}" for the local driver')
+    flags = set(filter(None, options.get("o", "").split(",")))
+    is_bind = options.get("type", "none") in {"none", "bind", ""} and flags <= {"bind", "rbind"}
+    if not is_bind or not flags:
+        message = (
+            f"volume {name}: the local driver of this node binds directories only "
+            "(type=none,o=bind,device=/path); mount other file systems on the host first"
+        )
+        raise InvalidError(message)
+    device = options.get("device", "")
+    if not device.startswith("/") or not Path(device).is_dir():
+        raise InvalidError(f'volume {name}: device "{device}" is no directory of this node')
+
+
+def _subpath(path: Path, subpath: str, name: str) -> Path:
+    resolved = (path / subpath).resolve()
+    if subpath.startswith("/") or not resolved.is_relative_to(path.resolve()):
+        raise InvalidError(f'volume {name}: subpath "{subpath}" leads outside of the volume')
+    if not resolved.exists():
+        raise InvalidError(f'volume {name}: subpath "{subpath}" does not exist in it')
+    return resolved
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a directory that may be gone already."""
+    if os.path.lexists(path):
+        shutil.rmtree(path)
