@@ -1,0 +1,61 @@
+"""Puts routes, middleware and the daemon together into an aiohttp application."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from manager.httpapi.backend import Backend
+from manager.httpapi.middleware import (
+    access_logged,
+    add_headers,
+    checked_version,
+    errors_as_json,
+)
+from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, STREAMS
+from manager.httpapi.routes import (
+    events,
+    images,
+    logs,
+    nodes,
+    others,
+    services,
+    swarm,
+    system,
+    tasks,
+)
+from manager.httpapi.streams import Streams
+from proto.clock import Clock, SystemClock
+
+_TABLES = (
+    system.ROUTES,
+    swarm.ROUTES,
+    nodes.ROUTES,
+    services.ROUTES,
+    tasks.ROUTES,
+    logs.ROUTES,
+    images.ROUTES,
+    events.ROUTES,
+    others.ROUTES,
+)
+
+
+def make_app(backend: Backend, *, clock: Clock | None = None) -> web.Application:
+    """Build the application that serves `backend`; serve it with `server.serve_unix`."""
+    app = web.Application(
+        middlewares=[access_logged, errors_as_json, checked_version],
+        client_max_size=BODY_BYTES_MAX,
+    )
+    app[BACKEND] = backend
+    app[STREAMS] = Streams()
+    app[CLOCK] = clock or SystemClock()
+    for table in _TABLES:
+        for method, path, handler in table:
+            app.router.add_route(method, path, handler)
+            app.router.add_route(method, "/v{version:[0-9]+\\.[0-9]+}" + path, handler)
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(_end_streams)
+    return app
+
+
+async def _end_streams(app: web.Application) -> None:
+    app[STREAMS].close()

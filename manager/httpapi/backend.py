@@ -1,0 +1,304 @@
+"""What this package needs of the daemon: facts of the node, and the parts that act.
+
+The composition root implements `Backend`; nothing here knows how. The cluster's part may be
+absent: `control` and `watch` then raise the error that says why, and its sentence is what the
+client shows. Protocols are structural: `manager.controlapi.Control` and
+`worker.images.store.ImageStore` fit as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from manager.store.watch import Watch
+from proto.ids import ImageID, NodeID, ServiceID, TaskID
+from proto.objects import (
+    Cluster,
+    ClusterSpec,
+    Node,
+    NodeAvailability,
+    NodeSpec,
+    Object,
+    Service,
+    ServiceSpec,
+    Task,
+)
+from worker.images.api import Deleted, Image, Progress, RegistryAuth
+from worker.runtime.api import LogOptions, LogRecord
+
+LocalNodeState = Literal["inactive", "pending", "active", "error", "locked"]
+ShowProgress = Callable[[Progress], None]
+
+
+class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What `swarm init` asks; "" and 0 leave it to the daemon."""
+
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    data_path_port: int = 0
+    default_addr_pool: tuple[str, ...] = ()
+    subnet_size: int = 0
+    force_new_cluster: bool = False
+    auto_lock: bool = False
+    availability: NodeAvailability = NodeAvailability.ACTIVE
+    spec: ClusterSpec = ClusterSpec()
+
+
+class RemoteManager(msgspec.Struct, frozen=True):
+    """Another manager; `addr` is host:port."""
+
+    node_id: NodeID
+    addr: str
+
+
+class SwarmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where this node is in the cluster.
+
+    `nodes` and `managers` count and `cluster` is set only on a manager that is not locked.
+    """
+
+    local_node_state: LocalNodeState = "inactive"
+    control_available: bool = False
+    error: str = ""
+    node_addr: str = ""
+    remote_managers: tuple[RemoteManager, ...] = ()
+    nodes: int = 0
+    managers: int = 0
+    cluster: Cluster | None = None
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What `docker info` and `docker version` show of a node.
+
+    Attributes:
+        node_id: "" while the node is in no cluster.
+        name: the hostname.
+        version: ours, as `ServerVersion`.
+        architecture: in the kernel's words (x86_64); `go_arch` in Go's (amd64).
+        runtimes: names to paths, such as `crun` to `/usr/bin/crun`.
+        security_options: as the Engine writes them, `name=seccomp,profile=builtin`.
+        labels: of the engine, `key=value`.
+    """
+
+    node_id: NodeID = NodeID("")
+    name: str = ""
+    version: str = ""
+    git_commit: str = ""
+    build_time: str = ""
+    operating_system: str = ""
+    os_version: str = ""
+    kernel: str = ""
+    os: str = "linux"
+    architecture: str = ""
+    go_arch: str = ""
+    ncpu: int = 0
+    mem_bytes: int = 0
+    driver: str = "overlay2"
+    driver_status: tuple[tuple[str, str], ...] = ()
+    cgroup_driver: str = "cgroupfs"
+    cgroup_version: str = "1"
+    logging_driver: str = "json-file"
+    log_drivers: tuple[str, ...] = ("json-file", "none")
+    volume_drivers: tuple[str, ...] = ("local",)
+    network_drivers: tuple[str, ...] = ("host", "null", "overlay")
+    runtimes: Mapping[str, str] = {}
+    default_runtime: str = ""
+    init_binary: str = ""
+    data_root: str = ""
+    security_options: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    containers_running: int = 0
+    containers_paused: int = 0
+    containers_stopped: int = 0
+    images: int = 0
+    swarm: SwarmFacts = SwarmFacts()
+    warnings: tuple[str, ...] = ()
+
+
+class Counts(Protocol):
+    """How many tasks a service has."""
+
+    @property
+    def running_tasks(self) -> int:
+        """Tasks that run."""
+
+    @property
+    def desired_tasks(self) -> int:
+        """Tasks that shall run."""
+
+    @property
+    def completed_tasks(self) -> int:
+        """Tasks of a job that ended well."""
+
+
+class Control(Protocol):
+    """The cluster's objects. References are a full ID, a name, or an ID's unique beginning."""
+
+    def cluster(self) -> Cluster:
+        """Return the cluster's row."""
+
+    def update_cluster(
+        self,
+        version: int,
+        spec: ClusterSpec,
+        *,
+        rotate_worker_token: bool = False,
+        rotate_manager_token: bool = False,
+        rotate_unlock_key: bool = False,
+    ) -> Awaitable[object]:
+        """Change the cluster's spec, and draw new secrets where asked."""
+
+    def nodes(self) -> Iterable[Node]:
+        """Return all nodes."""
+
+    def node(self, ref: str) -> Node:
+        """Return one node."""
+
+    def update_node(self, ref: str, version: int, spec: NodeSpec) -> Awaitable[object]:
+        """Change a node's spec."""
+
+    def remove_node(self, ref: str, *, force: bool) -> Awaitable[object]:
+        """Remove a node."""
+
+    def services(self) -> Iterable[Service]:
+        """Return all services."""
+
+    def service(self, ref: str) -> Service:
+        """Return one service."""
+
+    def create_service(self, spec: ServiceSpec) -> Awaitable[ServiceID]:
+        """Create a service."""
+
+    def update_service(
+        self, ref: str, version: int, spec: ServiceSpec, *, rollback: bool = False
+    ) -> Awaitable[object]:
+        """Change a service's spec, or go back to the previous one and ignore `spec`."""
+
+    def remove_service(self, ref: str) -> Awaitable[object]:
+        """Remove a service and its tasks."""
+
+    def tasks(self) -> Iterable[Task]:
+        """Return all tasks."""
+
+    def task(self, ref: str) -> Task:
+        """Return one task."""
+
+    def task_name(self, task: Task) -> str:
+        """Return `<service>.<slot or node>.<id>`."""
+
+    def service_status(self, service: Service) -> Counts:
+        """Count a service's tasks."""
+
+    def spec_of(self, task: Task) -> ServiceSpec:
+        """Return the version of the spec that the task was made from."""
+
+
+class Images(Protocol):
+    """The node's images."""
+
+    def resolve(self, ref: str) -> Image:
+        """Return one image, by reference, ID or an ID's beginning."""
+
+    def images(self) -> Iterable[Image]:
+        """Return all images."""
+
+    def load(
+        self, stream: AsyncIterator[bytes], *, progress: ShowProgress | None = None
+    ) -> Awaitable[Sequence[str]]:
+        """Read images from a tar stream; return the references or IDs that it held."""
+
+    def import_rootfs(
+        self,
+        stream: AsyncIterator[bytes],
+        ref: str,
+        *,
+        changes: Sequence[str] = (),
+        message: str = "",
+        progress: ShowProgress | None = None,
+    ) -> Awaitable[ImageID]:
+        """Make an image of a tar of a root file system; `ref` may be ""."""
+
+    def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
+        """Stream images as a tar."""
+
+    def pull(
+        self,
+        ref: str,
+        *,
+        auth: RegistryAuth | None = None,
+        platform: str = "",
+        progress: ShowProgress | None = None,
+    ) -> Awaitable[Image]:
+        """Fetch an image; those who ask for the same at once share the work."""
+
+    def push(
+        self,
+        ref: str,
+        *,
+        auth: RegistryAuth | None = None,
+        progress: ShowProgress | None = None,
+    ) -> Awaitable[object]:
+        """Send an image to its registry."""
+
+    def tag(self, src: str, dst: str) -> Awaitable[object]:
+        """Name an image."""
+
+    def remove(
+        self,
+        ref: str,
+        *,
+        force: bool = False,
+        prune: bool = True,
+        in_use: Mapping[ImageID, tuple[str, ...]] = {},
+    ) -> Awaitable[Sequence[Deleted]]:
+        """Remove a name, and the image with the last one."""
+
+
+class Backend(Protocol):
+    """The daemon, as the API sees it."""
+
+    @property
+    def images(self) -> Images:
+        """The node's images."""
+
+    def facts(self) -> NodeFacts:
+        """Describe this node now."""
+
+    def control(self) -> Control:
+        """Return the cluster's objects.
+
+        Raises:
+            UnavailableError: this node is no manager, with the sentence that Docker has for it.
+            LockedError: the manager's keys are sealed.
+        """
+
+    def watch(self, *kinds: type[Object]) -> Watch:
+        """Watch the committed objects of these types; raises as `control` does."""
+
+    async def swarm_init(self, request: InitRequest) -> str:
+        """Begin a cluster; return this node's ID."""
+
+    async def swarm_leave(self, *, force: bool) -> None:
+        """Leave the cluster."""
+
+    async def swarm_unlock(self, key: str) -> None:
+        """Open the manager's sealed keys."""
+
+    def swarm_unlock_key(self) -> str:
+        """Return the key; "" when managers are not locked."""
+
+    def task_logs(
+        self, task_ids: Sequence[TaskID], options: LogOptions
+    ) -> AsyncIterator[tuple[Task, LogRecord]]:
+        """Yield the output of tasks on any node, each task's oldest first.
+
+        With `follow` it waits for tasks that have not started yet, and ends when all have ended.
+        Closing the iterator ends the work on every node.
+        """
+
+    def images_in_use(self) -> Mapping[ImageID, tuple[str, ...]]:
+        """Map images to the IDs of the containers that need them."""

@@ -1,0 +1,1 @@
+"""Engine JSON to domain objects and back; pure, one module per kind of object."""

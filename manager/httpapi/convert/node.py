@@ -1,0 +1,92 @@
+"""NodeSpec and Node: Engine JSON to domain and back. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manager.httpapi.convert.common import Json, compact, member_of, meta, word_of
+from manager.httpapi.convert.service import resources_to_json
+from manager.httpapi.convert.wire import WireNodeSpec, decoded
+from proto.objects import (
+    Node,
+    NodeAvailability,
+    NodeDescription,
+    NodeRole,
+    NodeSpec,
+    Platform,
+)
+
+
+def node_spec_of(value: Any) -> NodeSpec:
+    """Read the spec of a node from decoded JSON.
+
+    Raises:
+        InvalidError: it has a wrong type, or a word that is not known.
+    """
+    wire = decoded(value, WireNodeSpec)
+    return NodeSpec(
+        name=wire.name,
+        labels=dict(wire.labels),
+        role=member_of(NodeRole, wire.role, NodeRole.WORKER, "node role"),
+        availability=availability_of(wire.availability),
+    )
+
+
+def availability_of(word: str) -> NodeAvailability:
+    """Read an availability; "" is active."""
+    return member_of(NodeAvailability, word, NodeAvailability.ACTIVE, "node availability")
+
+
+def node_spec_to_json(spec: NodeSpec) -> Json:
+    """Write the spec of a node."""
+    members: Json = compact({"Name": spec.name})
+    members["Labels"] = dict(spec.labels)
+    members["Role"] = word_of(spec.role)
+    members["Availability"] = word_of(spec.availability)
+    return members
+
+
+def node_to_json(node: Node) -> Json:
+    """Write a node. `Spec.Role` is the wanted role, as in the Engine."""
+    members: Json = {"ID": node.id}
+    members.update(meta(node.version, node.created_at, node.updated_at))
+    members["Spec"] = node_spec_to_json(node.spec)
+    members["Description"] = _description_to_json(node.description)
+    members["Status"] = compact(
+        {
+            "State": word_of(node.status.state),
+            "Message": node.status.message,
+            "Addr": node.status.addr,
+        }
+    )
+    if node.manager_status is not None:
+        members["ManagerStatus"] = compact(
+            {
+                "Leader": node.manager_status.is_leader,
+                "Reachability": word_of(node.manager_status.reachability),
+                "Addr": node.manager_status.addr,
+            }
+        )
+    return members
+
+
+def platform_to_json(platform: Platform) -> Json:
+    """Write a platform, both members always."""
+    return {"Architecture": platform.architecture, "OS": platform.os}
+
+
+def _description_to_json(description: NodeDescription) -> Json:
+    engine = description.engine
+    return {
+        "Hostname": description.hostname,
+        "Platform": platform_to_json(description.platform),
+        "Resources": resources_to_json(description.resources),
+        "Engine": compact(
+            {
+                "EngineVersion": engine.version,
+                "Labels": dict(engine.labels),
+                "Plugins": [{"Type": kind, "Name": name} for kind, name in engine.plugins],
+            }
+        ),
+        "TLSInfo": {},
+    }

@@ -1,0 +1,99 @@
+"""What happens around every request: the version, errors as JSON, headers, the access log."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from manager.httpapi.requests import BODY_BYTES_MAX, backend_of, json_response
+from manager.httpapi.versions import API_VERSION, negotiated, text_of
+from proto.errors import NotImplementedYetError, SwarmError
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# First parts of paths that the Engine has and this version does not serve (or not all of).
+_UNSERVED = {
+    "auth": "logging in to a registry through the daemon",
+    "build": "building images",
+    "commit": "making an image of a container",
+    "configs": "configs",
+    "containers": "containers made by hand",
+    "exec": "running commands in containers",
+    "networks": "networks made by hand",
+    "plugins": "plugins",
+    "secrets": "secrets",
+    "session": "building images",
+    "volumes": "volumes made by hand",
+}
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into `{"message": …}`; what was not foreseen is logged, not shown."""
+    try:
+        return await handler(request)
+    except SwarmError as error:
+        return json_response({"message": error.message}, error.http_status)
+    except web.HTTPException as error:
+        return _http_error(request, error)
+    except ConnectionResetError:
+        raise  # the client went away: there is nobody to answer
+    except Exception:
+        log.exception("request_failed", method=request.method, path=request.path)
+        message = "the request failed for a reason that was not foreseen; the daemon's log has it"
+        return json_response({"message": message}, 500)
+
+
+def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        message = f"the request body is larger than {BODY_BYTES_MAX} bytes"
+        return json_response({"message": message}, error.status)
+    if isinstance(error, web.HTTPNotFound | web.HTTPMethodNotAllowed):
+        what = _UNSERVED.get(_first_part(request.path))
+        if what is not None:
+            refusal = NotImplementedYetError(f"{what}: not served by this version of Swarm")
+            return json_response({"message": refusal.message}, refusal.http_status)
+        return json_response({"message": "page not found"}, web.HTTPNotFound.status_code)
+    return json_response({"message": error.reason}, error.status)
+
+
+def _first_part(path: str) -> str:
+    parts = path.strip("/").split("/")
+    if parts[0].startswith("v1.") and len(parts) > 1:
+        return parts[1]
+    return parts[0]
+
+
+@web.middleware
+async def checked_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse clients that are too old or too new."""
+    negotiated(request.match_info.get("version", ""))
+    return await handler(request)
+
+
+@web.middleware
+async def access_logged(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Log each request at debug; never its query, headers or body."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    response = await handler(request)
+    log.debug(
+        "request_served",
+        method=request.method,
+        path=request.path,
+        status=response.status,
+        seconds=round(loop.time() - start, 6),
+    )
+    return response
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the headers that clients negotiate by on every response."""
+    facts = backend_of(request).facts()
+    response.headers["Api-Version"] = text_of(API_VERSION)
+    response.headers["Docker-Experimental"] = "false"
+    response.headers["Ostype"] = facts.os
+    response.headers["Server"] = f"Swarm/{facts.version} ({facts.os})"

@@ -1,0 +1,115 @@
+"""Reading requests and writing plain responses; what all routes share."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from manager.httpapi.backend import Backend
+from manager.httpapi.streams import Streams
+from proto.clock import Clock
+from proto.errors import InvalidError
+from worker.images.api import RegistryAuth
+
+BACKEND: web.AppKey[Backend] = web.AppKey("backend")
+STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
+CLOCK: web.AppKey[Clock] = web.AppKey("clock")
+
+# A service's spec of this size could not be stored anyway (the log takes 1.5 MiB).
+BODY_BYTES_MAX = 4 * 1024 * 1024
+BODY_SECONDS_MAX = 30.0
+VERSION_MAX = 2**63 - 1
+
+_FALSE_WORDS = frozenset({"", "0", "no", "false", "none"})
+
+
+def backend_of(request: web.Request) -> Backend:
+    """Return the daemon."""
+    return request.app[BACKEND]
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    """Answer with JSON."""
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json"
+    )
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """Read a query parameter as the Engine reads booleans: anything but a word for no is yes."""
+    return request.query.get(name, "").strip().lower() not in _FALSE_WORDS
+
+
+def version_of(request: web.Request, kind: str) -> int:
+    """Read the version that an update was made for.
+
+    Raises:
+        InvalidError: it is missing or no number.
+    """
+    text = request.query.get("version", "")
+    if not text.isdecimal() or int(text) > VERSION_MAX:
+        raise InvalidError(
+            f"invalid {kind} version {text!r}: give ?version= with the Version.Index that was read"
+        )
+    return int(text)
+
+
+async def json_body(request: web.Request) -> Any:
+    """Read a JSON body.
+
+    Raises:
+        InvalidError: there is none, it is not JSON, or it does not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            body = await request.read()
+    except TimeoutError:
+        raise InvalidError(
+            f"the request body did not arrive within {BODY_SECONDS_MAX:.0f} s"
+        ) from None
+    if not body.strip():
+        raise InvalidError("the request body is empty: it must be a JSON object")
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise InvalidError(f"the request body is not JSON: {error}") from None
+
+
+class _AuthHeader(msgspec.Struct, frozen=True):
+    """The members of X-Registry-Auth that matter."""
+
+    username: str = ""
+    password: str = ""
+    serveraddress: str = ""
+    identitytoken: str = ""
+
+
+def registry_auth(request: web.Request) -> RegistryAuth | None:
+    """Read the credentials of X-Registry-Auth; they are never logged nor put into errors.
+
+    Raises:
+        InvalidError: the header is not base64 of a JSON object.
+    """
+    text = request.headers.get("X-Registry-Auth", "").strip()
+    if not text:
+        return None
+    padded = text + "=" * (-len(text) % 4)
+    try:
+        raw = base64.b64decode(padded, altchars=b"-_" if "-" in text or "_" in text else None)
+        header = msgspec.json.decode(raw, type=_AuthHeader)
+    except (binascii.Error, msgspec.DecodeError):
+        raise InvalidError(
+            "the X-Registry-Auth header is not valid: it must be base64url of a JSON object"
+        ) from None
+    auth = RegistryAuth(
+        username=header.username,
+        password=header.password,
+        server_address=header.serveraddress,
+        identity_token=header.identitytoken,
+    )
+    return None if not (auth.username or auth.identity_token) else auth

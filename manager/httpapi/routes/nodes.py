@@ -1,0 +1,45 @@
+"""/nodes."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from manager.httpapi.convert.node import node_spec_of, node_to_json
+from manager.httpapi.filters import NODE_FILTERS, parse_filters, select_nodes
+from manager.httpapi.requests import backend_of, flag, json_body, json_response, version_of
+
+
+async def list_all(request: web.Request) -> web.StreamResponse:
+    """List nodes."""
+    control = backend_of(request).control()
+    filters = parse_filters(request.query.get("filters", ""), NODE_FILTERS)
+    return json_response([node_to_json(node) for node in select_nodes(control.nodes(), filters)])
+
+
+async def inspect(request: web.Request) -> web.StreamResponse:
+    """Describe a node."""
+    return json_response(node_to_json(backend_of(request).control().node(request.match_info["id"])))
+
+
+async def update(request: web.Request) -> web.StreamResponse:
+    """Change a node's spec."""
+    control = backend_of(request).control()
+    version = version_of(request, "node")
+    spec = node_spec_of(await json_body(request))
+    await control.update_node(request.match_info["id"], version, spec)
+    return web.Response()
+
+
+async def remove(request: web.Request) -> web.StreamResponse:
+    """Remove a node."""
+    control = backend_of(request).control()
+    await control.remove_node(request.match_info["id"], force=flag(request, "force"))
+    return web.Response()
+
+
+ROUTES = (
+    ("GET", "/nodes", list_all),
+    ("GET", "/nodes/{id}", inspect),
+    ("POST", "/nodes/{id}/update", update),
+    ("DELETE", "/nodes/{id}", remove),
+)

@@ -1,0 +1,101 @@
+"""/services, but for their logs."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from manager.httpapi.backend import Control
+from manager.httpapi.convert.common import Json
+from manager.httpapi.convert.service import ServiceStatus, service_spec_of, service_to_json
+from manager.httpapi.filters import SERVICE_FILTERS, parse_filters, select_services
+from manager.httpapi.requests import (
+    backend_of,
+    flag,
+    json_body,
+    json_response,
+    registry_auth,
+    version_of,
+)
+from proto.errors import InvalidError
+from proto.objects import Service, ServiceSpec
+
+_CREDENTIALS_WARNING = (
+    "the registry credentials were not stored with the service: "
+    "a node that has not the image pulls it with its own"
+)
+
+
+def _status_of(control: Control, service: Service) -> ServiceStatus:
+    counts = control.service_status(service)
+    return ServiceStatus(
+        running_tasks=counts.running_tasks,
+        desired_tasks=counts.desired_tasks,
+        completed_tasks=counts.completed_tasks,
+    )
+
+
+async def list_all(request: web.Request) -> web.StreamResponse:
+    """List services, with counts of their tasks if asked."""
+    control = backend_of(request).control()
+    filters = parse_filters(request.query.get("filters", ""), SERVICE_FILTERS)
+    with_status = flag(request, "status")
+    return json_response(
+        [
+            service_to_json(service, status=_status_of(control, service) if with_status else None)
+            for service in select_services(control.services(), filters)
+        ]
+    )
+
+
+async def inspect(request: web.Request) -> web.StreamResponse:
+    """Describe a service."""
+    service = backend_of(request).control().service(request.match_info["id"])
+    return json_response(service_to_json(service, insert_defaults=flag(request, "insertDefaults")))
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """Create a service."""
+    control = backend_of(request).control()
+    spec = service_spec_of(await json_body(request))
+    warnings = _warnings(request)
+    service_id = await control.create_service(spec)
+    answer: Json = {"ID": service_id}
+    if warnings:
+        answer["Warnings"] = warnings
+    return json_response(answer, 201)
+
+
+async def update(request: web.Request) -> web.StreamResponse:
+    """Change a service's spec, or with `rollback=previous` go back to the one before."""
+    control = backend_of(request).control()
+    reference = request.match_info["id"]
+    version = version_of(request, "service")
+    rollback = request.query.get("rollback", "")
+    if rollback not in {"", "previous"}:
+        raise InvalidError(f"unrecognized rollback option {rollback!r}: the only one is previous")
+    if rollback:
+        await control.update_service(reference, version, ServiceSpec(), rollback=True)
+        return json_response({"Warnings": None})
+    spec = service_spec_of(await json_body(request))
+    warnings = _warnings(request)
+    await control.update_service(reference, version, spec)
+    return json_response({"Warnings": warnings or None})
+
+
+def _warnings(request: web.Request) -> list[str]:
+    return [] if registry_auth(request) is None else [_CREDENTIALS_WARNING]
+
+
+async def remove(request: web.Request) -> web.StreamResponse:
+    """Remove a service."""
+    await backend_of(request).control().remove_service(request.match_info["id"])
+    return web.Response()
+
+
+ROUTES = (
+    ("GET", "/services", list_all),
+    ("POST", "/services/create", create),
+    ("GET", "/services/{id}", inspect),
+    ("POST", "/services/{id}/update", update),
+    ("DELETE", "/services/{id}", remove),
+)
