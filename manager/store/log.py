@@ -14,14 +14,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
-import msgspec
+from raft.entry import Entry
 
-
-class Entry(msgspec.Struct, frozen=True):
-    """A committed entry: `index` counts from 1 without gaps."""
-
-    index: int
-    data: bytes
+__all__ = ["Entry", "ReplicatedLog"]
 
 
 class ReplicatedLog(Protocol):

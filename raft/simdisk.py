@@ -1,0 +1,261 @@
+"""A disk in memory that can lose power, fill up or fail: for tests and the simulator.
+
+The model is the pessimistic one that the log is built for. Content reaches the platter at
+`sync`, names at `sync_directory`. On `lose_power` each sector that was not synced is kept or lost
+by a coin, the size of a grown file lands anywhere between the synced and the written one, a hole
+reads as zeros, and of a directory's changes a prefix survives. A single sector is never torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+from pathlib import Path
+from typing import BinaryIO
+
+from typing_extensions import override
+
+from raft.files import Files, Lock, in_use
+
+SECTOR_BYTES = 512
+
+
+class SimulatedCrashError(OSError):
+    """The machine stopped at a chosen operation; every later one fails too."""
+
+
+class _Node:
+    """A file's content: as programs see it, and as it is on the platter."""
+
+    def __init__(self) -> None:
+        self.seen = bytearray()
+        self.synced = b""
+        # After a failed sync the kernel thinks these pages clean: a later sync never writes them.
+        self.doomed_from: int | None = None
+
+
+class SimFiles(Files):
+    """A file system in memory.
+
+    Attributes:
+        operations: how many changing operations were done so far.
+        crash_at: the operation (counted from 0) at which the machine stops; -1 for never.
+        room_bytes: how many bytes still fit; None without a limit. Cutting gives nothing back.
+        fail_sync: syncs of files fail with EIO while it is set.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        """Start empty."""
+        self._rng = rng
+        self._names: dict[Path, _Node] = {}
+        self._durable: dict[Path, _Node] = {}
+        self._changes: list[tuple[Path, dict[Path, _Node]]] = []
+        self._directories: set[Path] = set()
+        self._locks: set[Path] = set()
+        self._generation = 0
+        self.operations = 0
+        self.crash_at = -1
+        self.room_bytes: int | None = None
+        self.fail_sync = False
+
+    def step(self, generation: int | None = None) -> None:
+        """Count an operation; stop if it is the one."""
+        if generation is not None and generation != self._generation:
+            raise SimulatedCrashError(errno.EIO, "the file was opened before the power loss")
+        if 0 <= self.crash_at <= self.operations:
+            raise SimulatedCrashError(errno.EIO, "simulated crash")
+        self.operations += 1
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the chosen operation was reached."""
+        return 0 <= self.crash_at <= self.operations
+
+    def lose_power(self, *, keep_everything: bool = False) -> None:
+        """Forget what was not synced, as far as the coin says; nothing with `keep_everything`.
+
+        `keep_everything` is what `kill -9` leaves: the kernel still writes what it was given.
+        """
+        if not keep_everything:
+            self._names = self._surviving_names()
+            for node in {id(n): n for n in self._names.values()}.values():
+                node.seen = bytearray(self._surviving_content(node))
+        for node in self._names.values():
+            node.synced = bytes(node.seen)
+            node.doomed_from = None
+        self._durable = dict(self._names)
+        self._changes.clear()
+        self._locks.clear()
+        self._generation += 1
+        self.crash_at = -1
+        self.operations = 0
+        self.room_bytes = None
+        self.fail_sync = False
+
+    def _surviving_names(self) -> dict[Path, _Node]:
+        kept = self._rng.randint(0, len(self._changes))
+        # Directories are separate journals only in the worst file systems; one prefix is the model.
+        return dict(self._changes[kept - 1][1]) if kept else dict(self._durable)
+
+    def _surviving_content(self, node: _Node) -> bytes:
+        low, high = sorted((len(node.synced), len(node.seen)))
+        size = self._rng.choice((low, high, self._rng.randint(low, high)))
+        content = bytearray(size)
+        for start in range(0, size, SECTOR_BYTES):
+            source = node.seen if self._rng.random() < 0.5 else node.synced  # noqa: PLR2004 -- a coin
+            piece = bytes(source[start : min(start + SECTOR_BYTES, size)])
+            content[start : start + len(piece)] = piece
+        return bytes(content)
+
+    def content(self, path: Path) -> bytes:
+        """Return what programs see of a file."""
+        return bytes(self._names[path].seen)
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Replace a file's content behind everybody's back: rot, or a hand that cut it."""
+        node = self._names.setdefault(path, _Node())
+        node.seen = bytearray(content)
+        node.synced = content
+
+    def paths(self) -> list[Path]:
+        """Return all files, sorted."""
+        return sorted(self._names)
+
+    def take_room(self, wanted: int) -> int:
+        """Return how many of the wanted bytes fit; none raises ENOSPC."""
+        if self.room_bytes is None:
+            return wanted
+        taken = min(wanted, self.room_bytes)
+        self.room_bytes -= taken
+        if taken == 0 and wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return taken
+
+    @property
+    def generation(self) -> int:
+        """How often the power was lost; handles of an earlier one are dead."""
+        return self._generation
+
+    def _changed(self, directory: Path) -> None:
+        self._changes.append((directory, dict(self._names)))
+
+    @override
+    def make_directory(self, path: Path) -> None:
+        self.step()
+        self._directories.add(path)
+
+    @override
+    def names(self, directory: Path) -> list[str]:
+        return sorted(path.name for path in self._names if path.parent == directory)
+
+    @override
+    def exists(self, path: Path) -> bool:
+        return path in self._names
+
+    @override
+    def create(self, path: Path) -> _SimFile:
+        self.step()
+        if path in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        if path.parent not in self._directories:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self._names[path] = _Node()
+        self._changed(path.parent)
+        return _SimFile(self, self._names[path])
+
+    @override
+    def open(self, path: Path) -> _SimFile:
+        return _SimFile(self, self._node(path))
+
+    @override
+    def read(self, path: Path) -> BinaryIO:
+        return io.BytesIO(self._node(path).seen)
+
+    def _node(self, path: Path) -> _Node:
+        if path not in self._names:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return self._names[path]
+
+    @override
+    def rename(self, source: Path, target: Path) -> None:
+        self.step()
+        self._names[target] = self._node(source)
+        del self._names[source]
+        self._changed(target.parent)
+
+    @override
+    def remove(self, path: Path) -> None:
+        self.step()
+        del self._names[path]
+        self._changed(path.parent)
+
+    @override
+    def sync_directory(self, path: Path) -> None:
+        self.step()
+        # Journals commit in order: all up to the newest change of this directory is safe.
+        places = [place for place, change in enumerate(self._changes) if change[0] == path]
+        if places:
+            self._durable = self._changes[places[-1]][1]
+            del self._changes[: places[-1] + 1]
+
+    @override
+    def lock(self, path: Path) -> Lock:
+        if path in self._locks:
+            raise in_use(path.parent, "")
+        self._locks.add(path)
+        return _SimLock(self._locks, path)
+
+
+class _SimLock:
+    """A lock until power is lost."""
+
+    def __init__(self, locks: set[Path], path: Path) -> None:
+        self._locks = locks
+        self._path = path
+
+    def close(self) -> None:
+        """Release it."""
+        self._locks.discard(self._path)
+
+
+class _SimFile:
+    """A handle on a file."""
+
+    def __init__(self, disk: SimFiles, node: _Node) -> None:
+        self._disk = disk
+        self._node = node
+        self._generation = disk.generation
+
+    def write(self, data: bytes) -> int:
+        """Append; may take only a part when the disk is nearly full."""
+        self._disk.step(self._generation)
+        taken = self._disk.take_room(len(data))
+        self._node.seen += data[:taken]
+        return taken
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Overwrite in place."""
+        self._disk.step(self._generation)
+        self._node.seen[offset : offset + len(data)] = data
+
+    def truncate(self, size: int) -> None:
+        """Cut."""
+        self._disk.step(self._generation)
+        del self._node.seen[size:]
+        if self._node.doomed_from is not None and size <= self._node.doomed_from:
+            self._node.doomed_from = None
+
+    def sync(self) -> None:
+        """Make the content durable."""
+        self._disk.step(self._generation)
+        node = self._node
+        if self._disk.fail_sync:
+            node.doomed_from = len(node.synced)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        good = len(node.seen) if node.doomed_from is None else node.doomed_from
+        node.synced = bytes(node.seen[:good]).ljust(len(node.seen), b"\0")
+
+    def close(self) -> None:
+        """Forget the handle."""
