@@ -1,1 +1,1 @@
-"""To be described."""
+"""The composition root: `swarmd`, the only place that imports everything."""

@@ -1,0 +1,70 @@
+"""Who this node is: a small file that is written last when joining and removed first when leaving.
+
+It holds nothing secret. A node without it is in no swarm, whatever else a crash left in the
+directories; so a half-made or half-left membership is simply made or cleared again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from proto.errors import CorruptError
+from proto.ids import ClusterID, NodeID
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """This node's place in a cluster. Addresses are host:port."""
+
+    format: int = 1
+    node_id: NodeID
+    cluster_id: ClusterID
+    role: Literal["manager", "worker"]
+    advertise_addr: str
+    listen_addr: str
+    data_path_addr: str = ""
+
+
+def read_identity(path: Path) -> Identity | None:
+    """Return what the file says, or None when this node is in no swarm.
+
+    Raises:
+        CorruptError: there is a file, but it is not readable as an identity.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Identity)
+    except msgspec.DecodeError as error:
+        raise CorruptError(str(path), 0, f"not a node's identity ({error})") from error
+
+
+def write_identity(path: Path, identity: Identity) -> None:
+    """Write the file whole or not at all, durable on return."""
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(identity)))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def remove_identity(path: Path) -> None:
+    """Remove the file, durably; nothing if there is none."""
+    path.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,161 @@
+"""The program `swarmd`: reads options, composes the node, serves the API until told to end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+from worker.images.store import ImageStore
+
+from manager.daemon.config import DaemonConfig
+from manager.daemon.logging import configure_logging
+from manager.daemon.machine import RuntimeFacts, read_machine
+from manager.daemon.node import SwarmNode
+from manager.httpapi.server import ApiServer
+from overlay.node import BridgeNetwork
+from proto.clock import SystemClock
+from proto.errors import InUseError, RuntimeFailedError, SwarmError
+from worker.runtime import cgroups
+from worker.runtime.oci import OciRuntime
+from worker.runtime.probe import choose_binary
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
+    """Read the command line; returns the settings and whether to log at debug level."""
+    parser = argparse.ArgumentParser(
+        prog="swarmd", description="The daemon of a Swarm node.", allow_abbrev=False
+    )
+    default = DaemonConfig()
+    add = parser.add_argument
+    add("--state-dir", type=Path, default=default.state_dir, help="state that outlives a reboot")
+    add("--run-dir", type=Path, default=default.run_dir, help="sockets and runtime state")
+    add("-H", "--host", default="", help="where to serve the API: unix:///path")
+    add("-G", "--group", default=default.group, help="group that may use the socket")
+    add("--runtime", choices=("auto", "crun", "runc"), default="auto", help="OCI runtime")
+    add("--cgroup-parent", default=default.cgroup_parent, help="parent of containers' cgroups")
+    add("--bip", default="", metavar="CIDR", help="subnet of the bridge gwbr")
+    add("-D", "--debug", action="store_true", help="log every step")
+    options = parser.parse_args(arguments)
+    scheme, _, path = options.host.rpartition("://")
+    if options.host and scheme != "unix":
+        parser.error(f"--host {options.host}: only unix:///path is served")
+    socket_path = Path(path) if options.host else options.run_dir / "docker.sock"
+    for name, value in (("--state-dir", options.state_dir), ("--run-dir", options.run_dir)):
+        if not value.is_absolute():
+            parser.error(f"{name} {value}: must be an absolute path")
+    if not options.cgroup_parent.startswith("/"):
+        parser.error(f"--cgroup-parent {options.cgroup_parent}: must begin with /")
+    config = DaemonConfig(
+        state_dir=options.state_dir,
+        run_dir=options.run_dir,
+        socket=socket_path,
+        group=options.group,
+        runtime=options.runtime,
+        cgroup_parent=options.cgroup_parent,
+        pool=options.bip,
+    )
+    return config, options.debug
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the daemon; exit code 0 when told to end, 1 when it cannot start."""
+    config, is_debug = parse_options(sys.argv[1:] if arguments is None else arguments)
+    configure_logging(is_debug=is_debug)
+    try:
+        asyncio.run(run(config))
+    except SwarmError as error:
+        print(f"swarmd: {error.message}", file=sys.stderr)  # noqa: T201 -- for whoever started it
+        sys.exit(1)
+
+
+async def run(config: DaemonConfig) -> None:
+    """Compose the node, serve until SIGTERM or SIGINT, and leave the containers running."""
+    if os.geteuid() != 0:
+        raise RuntimeFailedError("only root can run containers; start swarmd as root")
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    pid_file = lock_pid_file(config.pid_file)
+    clock, rng = SystemClock(), random.SystemRandom()
+    machine = read_machine()
+    binary = await choose_binary(config.runtime, config.run_dir)
+    runtime = OciRuntime(
+        config.containers_dir,
+        config.run_dir,
+        binary,
+        cgroup_parent=config.cgroup_parent,
+        clock=clock,
+    )
+    node = SwarmNode(
+        config,
+        machine,
+        images=await ImageStore.open(config.images_dir, clock),
+        runtime=runtime,
+        runtime_facts=RuntimeFacts(
+            name=Path(binary).name, path=str(binary), cgroup_version=str(cgroups.detect().version)
+        ),
+        network=BridgeNetwork(config.run_dir / "netns", config.pool),
+        clock=clock,
+        rng=rng,
+    )
+    server = ApiServer(node)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    await node.start()
+    try:
+        await server.start(config.socket, config.group)
+        log.info("daemon_started", socket=str(config.socket), version=machine.version)
+        notify("READY=1")
+        await ended.wait()
+        notify("STOPPING=1")
+    finally:
+        await server.close()
+        await node.close()
+        pid_file.close()
+        log.info("daemon_stopped")
+
+
+def lock_pid_file(path: Path) -> TextIO:
+    """Take the run directory for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        InUseError: another swarmd has it.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise InUseError(
+            f"another swarmd (process {owner}) runs with {path.parent}; "
+            "stop it, or give this one another --run-dir and --state-dir"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+        channel.sendall(state.encode())
