@@ -1,0 +1,157 @@
+"""Placement: filters, spread, and the sentence of a refusal."""
+
+import msgspec
+import pytest
+
+from proto.errors import InvalidError
+from proto.ids import NodeID, ServiceID, TaskID
+from proto.objects import (
+    Node,
+    NodeAvailability,
+    NodeDescription,
+    NodeRole,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
+    Placement,
+    Platform,
+    ResourceRequirements,
+    Resources,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
+from proto.states import TaskState
+from scheduler import Refusal, TaskGroup, Usage, parse_constraint, place
+
+
+def node(name, *, cpus=4, availability=NodeAvailability.ACTIVE, state=NodeState.READY, labels=None):
+    """Make a node."""
+    return Node(
+        id=NodeID(name),
+        spec=NodeSpec(availability=availability, labels=labels or {}),
+        description=NodeDescription(
+            hostname=f"host-{name}",
+            platform=Platform(os="linux", architecture="x86_64"),
+            resources=Resources(nano_cpus=cpus * 10**9, memory_bytes=2**32),
+        ),
+        status=NodeStatus(state=state, addr="10.1.2.3"),
+        role=NodeRole.MANAGER,
+    )
+
+
+def group(count, spec=None):
+    """Make waiting tasks."""
+    ids = tuple(TaskID(f"t{i}") for i in range(count))
+    return TaskGroup(ServiceID("svc"), spec or TaskSpec(), ids)
+
+
+def running(name, node_id, service="svc"):
+    """Make a task that runs on a node."""
+    return Task(
+        id=TaskID(name),
+        service_id=ServiceID(service),
+        node_id=NodeID(node_id),
+        status=TaskStatus(state=TaskState.RUNNING),
+    )
+
+
+def usage(*tasks, resources=None):
+    """Count tasks that all reserve the same."""
+    return Usage(tasks, lambda _task: resources or Resources())
+
+
+def test_tasks_spread_over_nodes():
+    """Six tasks on three empty nodes: two each."""
+    decisions = place(group(6), [node("a"), node("b"), node("c")], usage())
+
+    assert [d.node_id for d in decisions] == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_fewest_of_the_service_come_before_fewest_of_all():
+    """A node full of other services is better than one with a task of this service."""
+    taken = usage(running("x", "a"), *(running(f"o{i}", "b", "other") for i in range(5)))
+
+    (decision,) = place(group(1), [node("a"), node("b")], taken)
+
+    assert decision.node_id == "b"
+
+
+def test_reservations_fill_nodes_and_the_rest_is_refused():
+    """Two 3-CPU tasks fit on two 4-CPU nodes, the third is told why it does not."""
+    spec = TaskSpec(resources=ResourceRequirements(reservations=Resources(nano_cpus=3 * 10**9)))
+
+    decisions = place(group(3, spec), [node("a"), node("b")], usage())
+
+    assert [d.node_id for d in decisions[:2]] == ["a", "b"]
+    assert (
+        Refusal(TaskID("t2"), "no suitable node (insufficient resources on 2 nodes)")
+        == (decisions[2])
+    )
+
+
+def test_a_refusal_counts_its_reasons():
+    """Every filter that refused is named, with the number of nodes."""
+    spec = TaskSpec(placement=Placement(constraints=("node.labels.zone==east",)))
+    nodes = [
+        node("a", labels={"zone": "west"}),
+        node("b", availability=NodeAvailability.DRAIN),
+        node("c", state=NodeState.DOWN),
+    ]
+
+    (decision,) = place(group(1, spec), nodes, usage())
+
+    expected = (
+        "no suitable node (2 nodes are not available for new tasks; "
+        "scheduling constraints not satisfied on 1 node)"
+    )
+    assert expected == decision.reason
+
+
+def test_max_replicas_per_node_holds_within_a_group():
+    """One per node: the third of three tasks finds no node of two."""
+    spec = TaskSpec(placement=Placement(max_replicas_per_node=1))
+
+    decisions = place(group(3, spec), [node("a"), node("b")], usage())
+
+    assert decisions[2].reason == "no suitable node (max replicas per node limit exceed on 2 nodes)"
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("node.hostname==HOST-a", True),
+        ("node.hostname!=host-a", False),
+        ("node.role==manager", True),
+        ("node.ip==10.1.0.0/16", True),
+        ("node.ip!=10.1.2.3", False),
+        ("node.labels.disk==ssd", True),
+        ("node.labels.Disk==ssd", False),
+        ("node.platform.os==linux", True),
+        ("node.colour==red", False),
+        ("node.colour!=red", False),
+    ],
+)
+def test_constraints_match_as_docker_swarm_does(text, matches):
+    """Keys and values without case, label names with it, unknown keys never."""
+    assert matches is parse_constraint(text).matches(node("a", labels={"disk": "SSD"}))
+
+
+@pytest.mark.parametrize("text", ["node.role", "node.role=manager", "==x", "a b==c", "node.id=="])
+def test_malformed_constraints_are_refused(text):
+    """No operator, or a key or value that cannot be one."""
+    with pytest.raises(InvalidError, match="constraint"):
+        parse_constraint(text)
+
+
+def test_usage_follows_changes_like_a_full_count():
+    """Created, ended and deleted tasks leave the sums that counting anew gives."""
+    kept, gone = running("kept", "a"), running("gone", "a")
+    sums = usage(kept, gone, resources=Resources(nano_cpus=5))
+    ended = msgspec.structs.replace(gone, status=TaskStatus(state=TaskState.FAILED))
+
+    sums.apply(gone, ended)
+    sums.apply(ended, None)
+
+    assert (sums.of(NodeID("a")).tasks, sums.of(NodeID("a")).nano_cpus) == (1, 5)
+    sums.check([kept])
