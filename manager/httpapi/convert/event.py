@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from manager.httpapi.convert.common import Json, word_of
 from manager.httpapi.filters import Filters, matches_labels
 from manager.httpapi.timestamps import nanoseconds
-from manager.store.watch import Change, Created, Deleted, Updated
-from proto.objects import NANOSECONDS, Node, Object, ReplicatedMode, Service
+from manager.store.watch import Change, Created, Updated
+from proto.objects import NANOSECONDS, Node, ReplicatedMode, Service
 
 
 def event_of(change: Change, *, now: float) -> Json | None:
@@ -18,14 +18,14 @@ def event_of(change: Change, *, now: float) -> Json | None:
         change: of a service or node; others give None.
         now: the time of a removal (seconds since the epoch), which no object holds.
     """
-    before: Object | None = None
-    match change:
-        case Created(new=subject):
-            action, moment = "create", subject.created_at
-        case Updated(old=before, new=subject):
-            action, moment = "update", subject.updated_at
-        case Deleted(old=subject):
-            action, moment = "remove", now
+    subject = change.old if change.new is None else change.new
+    before = change.old if isinstance(change, Updated) else None
+    if isinstance(change, Created):
+        action, moment = "create", subject.created_at
+    elif isinstance(change, Updated):
+        action, moment = "update", subject.updated_at
+    else:
+        action, moment = "remove", now
     match subject:
         case Service():
             attributes = {"name": subject.spec.name}
