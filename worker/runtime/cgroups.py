@@ -6,6 +6,7 @@ costs a process and fails after a crash in the middle.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -103,6 +104,8 @@ def remove(layout: Layout, path: str) -> None:
     Raises:
         RuntimeFailedError: a process in it does not die.
     """
+    if layout.version == 1:
+        _remove_stray(MOUNT_POINT / "unified" / path.lstrip("/"))
     for directory in directories(layout, path):
         pause = _RETRY_SECONDS
         for _ in range(_RETRIES_MAX):
@@ -117,6 +120,18 @@ def remove(layout: Layout, path: str) -> None:
                 f"the cgroup {directory} cannot be removed: "
                 f"processes {processes(directory)} do not end"
             )
+
+
+def _remove_stray(directory: Path) -> None:
+    """Remove what crun 1.8 makes where version 2 would be mounted beside version 1.
+
+    If it is not mounted there, those are a plain directory and file of the tmpfs around.
+    """
+    if (directory.parent.parent / "cgroup.procs").exists():
+        return
+    with contextlib.suppress(FileNotFoundError):
+        (directory / "cgroup.procs").unlink()
+        directory.rmdir()
 
 
 def _remove_once(directory: Path) -> bool:

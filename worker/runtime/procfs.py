@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 
 _STATE, _START = 0, 19  # of the fields after the command's name in /proc/PID/stat
+_ENDED = frozenset({b"Z", b"X"})
 
 
 def boot_id() -> str:
@@ -19,15 +20,33 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def start_time(pid: int) -> int | None:
-    """Return when `pid` started, in ticks since boot; None if it is gone or a zombie."""
+def _stat(pid: int) -> tuple[bytes, int] | None:
+    """Return the state and the start time; None if there is no such process."""
     try:
         data = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name, in parentheses, may itself hold spaces and parentheses.
     fields = data[data.rindex(b")") + 2 :].split()
-    return None if fields[_STATE] in {b"Z", b"X"} else int(fields[_START])
+    return fields[_STATE], int(fields[_START])
+
+
+def start_time(pid: int) -> int | None:
+    """Return when `pid` started, in ticks since boot; None if it is gone or a zombie."""
+    found = _stat(pid)
+    return None if found is None or found[0] in _ENDED else found[1]
+
+
+def reap(pid: int, started: int) -> None:
+    """Bury the process if it is a zombie and our child.
+
+    Monitors are not our children, except where the daemon is the first process of a PID namespace
+    (a host of the lab) and so inherits them.
+    """
+    found = _stat(pid)
+    if found is not None and found[0] in _ENDED and found[1] == started:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def open_pidfd(pid: int, started: int) -> int | None:

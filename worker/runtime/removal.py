@@ -7,6 +7,7 @@ runtime), last the directory by which the container is found again. Blocks; runs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -65,21 +66,13 @@ def destroy(
 
 
 def kill_recorded(record: ProcessRecord) -> None:
-    """Kill the container, then let the monitor end by itself, or end it."""
-    procfs.send_signal(record.pid, record.pid_started, signal.SIGKILL)
-    descriptor = procfs.open_pidfd(record.monitor_pid, record.monitor_started)
-    if descriptor is None:
-        return
-    try:
-        if not _ends(descriptor, _MONITOR_SECONDS_MAX):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            if not _ends(descriptor, _KILLED_SECONDS_MAX):
-                raise RuntimeFailedError(f"conmon (process {record.monitor_pid}) does not end")
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(descriptor)
-    _reap(record.monitor_pid)
+    """Kill the container, then let the monitor end by itself, or end it.
+
+    Raises:
+        RuntimeFailedError: one of them does not end.
+    """
+    _end(record.pid, record.pid_started, 0.0)
+    _end(record.monitor_pid, record.monitor_started, _MONITOR_SECONDS_MAX)
 
 
 def kill_unrecorded(container_id: ContainerID) -> None:
@@ -93,26 +86,33 @@ def kill_unrecorded(container_id: ContainerID) -> None:
         if not pids:
             return
         for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            _reap(pid)
+            started = procfs.start_time(pid)
+            if started is not None:
+                _end(pid, started, 0.0)
         time.sleep(_SCAN_PAUSE_SECONDS)
     raise RuntimeFailedError(f"processes of container {container_id[:12]} do not end")
 
 
-def _ends(descriptor: int, seconds: float) -> bool:
+def _end(pid: int, started: int, patience_seconds: float) -> None:
+    """Wait for a process, and kill it when patience is at its end."""
+    descriptor = procfs.open_pidfd(pid, started)
+    if descriptor is not None:
+        try:
+            _end_opened(descriptor, pid, patience_seconds)
+        finally:
+            os.close(descriptor)
+    procfs.reap(pid, started)
+
+
+def _end_opened(descriptor: int, pid: int, patience_seconds: float) -> None:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return  # not our child, unless we are the first process of a PID namespace
+    if patience_seconds and poll.poll(patience_seconds * 1000):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    if not poll.poll(_KILLED_SECONDS_MAX * 1000):
+        raise RuntimeFailedError(f"process {pid} was killed but does not end")
 
 
 def _delete(path: Path) -> None:
