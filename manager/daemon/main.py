@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import grp
 import os
 import random
 import signal
@@ -21,13 +22,14 @@ from manager.daemon.config import DaemonConfig
 from manager.daemon.logging import configure_logging
 from manager.daemon.machine import RuntimeFacts, read_machine
 from manager.daemon.node import SwarmNode
-from manager.httpapi.server import ApiServer
+from manager.httpapi.app import make_app
+from manager.httpapi.server import serve_unix
 from overlay.node import BridgeNetwork
-from proto.clock import SystemClock
+from proto.clock import Clock, SystemClock
 from proto.errors import InUseError, RuntimeFailedError, SwarmError
 from worker.runtime import cgroups
 from worker.runtime.oci import OciRuntime
-from worker.runtime.probe import choose_binary
+from worker.runtime.probe import CANDIDATES, probe
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -87,45 +89,60 @@ async def run(config: DaemonConfig) -> None:
     config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     pid_file = lock_pid_file(config.pid_file)
-    clock, rng = SystemClock(), random.SystemRandom()
-    machine = read_machine()
-    binary = await choose_binary(config.runtime, config.run_dir)
-    runtime = OciRuntime(
-        config.containers_dir,
-        config.run_dir,
-        binary,
-        cgroup_parent=config.cgroup_parent,
-        clock=clock,
-    )
-    node = SwarmNode(
-        config,
-        machine,
-        images=await ImageStore.open(config.images_dir, clock),
-        runtime=runtime,
-        runtime_facts=RuntimeFacts(
-            name=Path(binary).name, path=str(binary), cgroup_version=str(cgroups.detect().version)
-        ),
-        network=BridgeNetwork(config.run_dir / "netns", config.pool),
-        clock=clock,
-        rng=rng,
-    )
-    server = ApiServer(node)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    node = await compose(config, SystemClock())
     await node.start()
     try:
-        await server.start(config.socket, config.group)
-        log.info("daemon_started", socket=str(config.socket), version=machine.version)
+        listener = await serve_unix(make_app(node), config.socket, gid_of(config.group))
+        log.info("daemon_started", socket=str(config.socket), version=node.version)
         notify("READY=1")
         await ended.wait()
         notify("STOPPING=1")
+        await listener.close()
     finally:
-        await server.close()
         await node.close()
         pid_file.close()
         log.info("daemon_stopped")
+
+
+async def compose(config: DaemonConfig, clock: Clock) -> SwarmNode:
+    """Make the node's parts, each from what the machine has."""
+    candidates = CANDIDATES if config.runtime == "auto" else (config.runtime,)
+    binaries, _ = await probe(
+        config.state_dir, candidates=candidates, cgroup_parent=config.cgroup_parent, clock=clock
+    )
+    return SwarmNode(
+        config,
+        read_machine(),
+        images=await ImageStore.open(config.images_dir, clock),
+        runtime=OciRuntime(
+            config.containers_dir,
+            config.run_dir,
+            binaries,
+            cgroup_parent=config.cgroup_parent,
+            clock=clock,
+        ),
+        runtime_facts=RuntimeFacts(
+            name=binaries.name,
+            path=binaries.runtime,
+            cgroup_version=str(cgroups.detect().version),
+        ),
+        network=BridgeNetwork(config.run_dir / "netns", config.pool),
+        clock=clock,
+        rng=random.SystemRandom(),
+    )
+
+
+def gid_of(group: str) -> int | None:
+    """Return the ID of the group that may use the socket, or None: then only root may."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        log.info("group_missing", group=group, remedy=f"groupadd --system {group}")
+        return None
 
 
 def lock_pid_file(path: Path) -> TextIO:

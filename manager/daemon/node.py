@@ -118,7 +118,7 @@ class SwarmNode:
         self._supervisor.start("agent", lambda: self._run_agent(identity))
 
     async def _run_agent(self, identity: Identity) -> None:
-        """Run one agent to its end; a restart makes a new one, which adopts what the last one ran."""
+        """Run one agent to its end; a restart makes a new one, which adopts what runs."""
         agent = Agent(
             self._config.worker_dir,
             identity.node_id,
@@ -270,6 +270,11 @@ class SwarmNode:
         self.control()
         assert self._membership is not None
         return self._membership.store.watch(*kinds)
+
+    @property
+    def version(self) -> str:
+        """The product's version."""
+        return self._machine.version
 
     @property
     def state(self) -> LocalNodeState:
