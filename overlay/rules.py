@@ -3,7 +3,10 @@
 Pure: text in and out. `table ip swarm` holds a verdict map `ports` from (protocol, port) to the
 port's own chain, and the base chains look a packet for a local address up in it. A port's chain
 picks a backend by its position: of N rules the first takes every Nth connection, the second every
-(N-1)th of the rest, the last what remains, which is exactly even for each port by itself.
+(N-1)th of the rest, the last what remains, which is exactly even for each port by itself. The
+chain of a port without backend is empty: the packet goes on to the node itself, where chain `input`
+refuses it because the port is in the set `refused`. (`reject` in the output hook would make a local
+UDP sender's `send` fail with "operation not permitted".)
 
 Why the order of transactions is what it is. A chain's rules are replaced in one step, and a packet
 sees either all old or all new ones; a map lookup may see the next generation while the packet is
@@ -26,12 +29,14 @@ from proto.errors import InvalidError
 
 TABLE = "swarm"
 _PORTS = "ports"
+_REFUSED = "refused"
 _MARKER_PREFIX = "base-"
 _MARKER_CHARACTERS = 12
 _BASE_CHAINS = {
     "raw": "type filter hook prerouting priority -300",
     "prerouting": "type nat hook prerouting priority -100",
     "output": "type nat hook output priority -100",
+    "input": "type filter hook input priority 0",
     "forward": "type filter hook forward priority 0",
     "postrouting": "type nat hook postrouting priority 100",
 }
@@ -56,20 +61,21 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         markers: names of the marker chains, one when all is well.
         rule_counts: number of rules in each base chain.
         ports: the ports in force, by key.
-        stray: chains of ports that are not in the map (False), or whose rules are not as we write
-            them (True).
+        stray: ports of which the chain, the map's and the set's element do not fit together or
+            are not as we write them, after an interruption or a change from outside.
     """
 
     exists: bool = False
     markers: tuple[str, ...] = ()
     rule_counts: dict[str, int] = {}
     ports: dict[Key, PublishedPort] = {}
-    stray: dict[Key, bool] = {}
+    stray: frozenset[Key] = frozenset()
 
 
 def base(bridge: str, pool: ipaddress.IPv4Network) -> Base:
     """Write the base chains for a bridge and its network."""
     lookup = f"fib daddr type local meta l4proto . th dport vmap @{_PORTS}"
+    refused = f"ct state new fib daddr type local meta l4proto . th dport @{_REFUSED}"
     rules = {
         "raw": [
             # The bridge routes 127.0.0.0/8 (route_localnet): nobody may come in with it.
@@ -78,6 +84,10 @@ def base(bridge: str, pool: ipaddress.IPv4Network) -> Base:
         ],
         "prerouting": [lookup],
         "output": [lookup],
+        "input": [
+            f"{refused} meta l4proto tcp reject with tcp reset",
+            f"{refused} reject",
+        ],
         "forward": [
             # A packet that belongs to no connection would leave with the container's own address.
             f'iifname "{bridge}" oifname != "{bridge}" ct state invalid drop',
@@ -95,6 +105,7 @@ def base(bridge: str, pool: ipaddress.IPv4Network) -> Base:
     lines = [
         f"add table ip {TABLE}",
         f"add map ip {TABLE} {_PORTS} {{ type inet_proto . inet_service : verdict; }}",
+        f"add set ip {TABLE} {_REFUSED} {{ type inet_proto . inet_service; }}",
     ]
     for chain, hook in _BASE_CHAINS.items():
         lines.append(f"add chain ip {TABLE} {chain} {{ {hook}; policy accept; }}")
@@ -150,7 +161,7 @@ def check_ports(ports: Iterable[PublishedPort]) -> dict[Key, PublishedPort]:
 def port_changes(
     current: Mapping[Key, PublishedPort],
     wanted: Mapping[Key, PublishedPort],
-    stray: Mapping[Key, bool],
+    stray: Iterable[Key],
 ) -> list[str]:
     """Write the transactions from the ports in force to those wanted.
 
@@ -158,27 +169,28 @@ def port_changes(
         Transactions to run in this order, each only after the one before succeeded; empty when
         nothing differs.
     """
-    added = sorted(key for key in wanted if key not in current)
-    changed = sorted(key for key in wanted if key in current and wanted[key] != current[key])
-    removed = sorted(key for key in current if key not in wanted)
+    unclear = frozenset(stray)
+    assert not unclear & current.keys()
     chains: list[str] = []
-    for key in added:
+    shown: list[Key] = []
+    welcomed: list[Key] = []
+    for key, port in sorted(wanted.items()):
+        if current.get(key) == port:
+            continue
         chains.append(f"add chain ip {TABLE} {_chain(key)}")
-        if key in stray:
+        if key in current or key in unclear:
             chains.append(f"flush chain ip {TABLE} {_chain(key)}")
-        chains += _port_rules(wanted[key])
-    for key in changed:
-        chains.append(f"flush chain ip {TABLE} {_chain(key)}")
-        chains += _port_rules(wanted[key])
-    elements = [_elements("add", added, is_verdict_given=True)] if added else []
-    removals: list[str] = []
-    unwanted = {key for key in stray if key not in wanted}
-    unmapped = sorted({*removed, *(key for key in unwanted if stray[key])})
-    if unmapped:
-        removals.append(_elements("delete", unmapped, is_verdict_given=False))
-    for key in sorted({*removed, *unwanted}):
-        removals.append(f"flush chain ip {TABLE} {_chain(key)}")
-        removals.append(f"delete chain ip {TABLE} {_chain(key)}")
+        chains += _port_rules(port)
+        if key not in current:
+            shown.append(key)
+        if not port.backends or key in unclear:
+            chains.append(_element("add", _REFUSED, key))
+        if port.backends and (key in unclear or (key in current and not current[key].backends)):
+            welcomed.append(key)
+    elements = [_element("add", _PORTS, key, _verdict(key)) for key in shown]
+    removals = [_element("delete", _REFUSED, key) for key in welcomed]
+    for key in sorted({*current, *unclear} - wanted.keys()):
+        removals += _removal(key, current.get(key))
     return ["\n".join(lines) + "\n" for lines in (chains, elements, removals) if lines]
 
 
@@ -209,30 +221,28 @@ def parse_table(listing: str) -> TableState:
     chains: list[str] = []
     rules: dict[str, list[list[dict[str, Any]]]] = {}
     mapped: set[Key] = set()
+    refused: set[Key] = set()
     for item in msgspec.json.decode(listing)["nftables"]:
         if "chain" in item:
             chains.append(item["chain"]["name"])
         elif "rule" in item:
             rules.setdefault(item["rule"]["chain"], []).append(item["rule"]["expr"])
         elif "map" in item and item["map"]["name"] == _PORTS:
-            mapped |= {_mapped_key(element) for element in item["map"].get("elem", [])}
+            mapped |= {_element_key(element[0]) for element in item["map"].get("elem", [])}
+        elif "set" in item and item["set"]["name"] == _REFUSED:
+            refused |= {_element_key(element) for element in item["set"].get("elem", [])}
+    chained = {key for chain in chains if (key := _key_of(chain)) is not None}
     ports: dict[Key, PublishedPort] = {}
-    stray: dict[Key, bool] = {}
-    for chain in chains:
-        key = _key_of(chain)
-        if key is None:
-            continue
-        port = _read_port(key, rules.get(chain, []))
-        if port is None or key not in mapped:
-            stray[key] = key in mapped
-        else:
+    for key in sorted(chained & mapped):
+        port = _read_port(key, rules.get(_chain(key), []))
+        if port is not None and (key in refused) == (not port.backends):
             ports[key] = port
     return TableState(
         exists=True,
         markers=tuple(sorted(name for name in chains if name.startswith(_MARKER_PREFIX))),
         rule_counts={name: len(rules.get(name, [])) for name in chains if name in _BASE_CHAINS},
         ports=ports,
-        stray=stray,
+        stray=frozenset((chained | mapped | refused) - ports.keys()),
     )
 
 
@@ -264,21 +274,32 @@ def _key_of(chain: str) -> Key | None:
     return protocol, int(number)
 
 
-def _elements(verb: str, keys: list[Key], *, is_verdict_given: bool) -> str:
-    parts = [
-        f"{protocol} . {number}" + (f" : goto {protocol}-{number}" if is_verdict_given else "")
-        for protocol, number in keys
-    ]
-    return f"{verb} element ip {TABLE} {_PORTS} {{ {', '.join(parts)} }}"
+def _verdict(key: Key) -> str:
+    return f" : goto {_chain(key)}"
+
+
+def _element(verb: str, collection: str, key: Key, verdict: str = "") -> str:
+    return f"{verb} element ip {TABLE} {collection} {{ {key[0]} . {key[1]}{verdict} }}"
+
+
+def _removal(key: Key, port: PublishedPort | None) -> list[str]:
+    """Take a port away; of one that is not as we write it nobody knows which parts there are."""
+    chain = f"chain ip {TABLE} {_chain(key)}"
+    lines: list[str] = []
+    if port is None:
+        lines = [
+            f"add {chain}",
+            _element("add", _PORTS, key, _verdict(key)),
+            _element("add", _REFUSED, key),
+        ]
+    if port is None or not port.backends:
+        lines.append(_element("delete", _REFUSED, key))
+    return [*lines, _element("delete", _PORTS, key), f"flush {chain}", f"delete {chain}"]
 
 
 def _port_rules(port: PublishedPort) -> list[str]:
-    start = (
-        f"add rule ip {TABLE} {port.protocol}-{port.published_port} meta l4proto {port.protocol}"
-    )
-    if not port.backends:
-        how = "reject with tcp reset" if port.protocol == "tcp" else "reject"
-        return [f"{start} {how}"]
+    protocol, number = port.protocol, port.published_port
+    start = f"add rule ip {TABLE} {_chain((protocol, number))} meta l4proto {protocol}"
     lines: list[str] = []
     for position, backend in enumerate(port.backends):
         remaining = len(port.backends) - position
@@ -287,23 +308,16 @@ def _port_rules(port: PublishedPort) -> list[str]:
     return lines
 
 
-def _mapped_key(element: list[dict[str, Any]]) -> Key:
-    protocol, number = element[0]["concat"]
+def _element_key(element: dict[str, Any]) -> Key:
+    protocol, number = element["concat"]
     return protocol, number
 
 
 def _read_port(key: Key, rules: list[list[dict[str, Any]]]) -> PublishedPort | None:
+    """Read the rules of a port's chain; a refused port's target, not in the kernel, becomes 0."""
     translations = [part["dnat"] for rule in rules for part in rule if "dnat" in part]
-    rejects = [part for rule in rules for part in rule if "reject" in part]
-    if len(translations) + len(rejects) != len(rules) or not rules:
-        return None
-    targets = {translation["port"] for translation in translations}
-    if rejects:
-        # A refused port's target is not in the kernel: 0 differs from all, so it is written again.
-        if translations or len(rejects) != 1:
-            return None
-        targets = {0}
-    if len(targets) != 1:
+    targets = {translation["port"] for translation in translations} or {0}
+    if len(translations) != len(rules) or len(targets) != 1:
         return None
     return PublishedPort(
         published_port=key[1],
