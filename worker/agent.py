@@ -18,7 +18,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import structlog
 
 from overlay.api import NodeNetwork
@@ -32,8 +31,9 @@ from worker.container import PREPARED_LABEL, NodeFacts, prepared_from
 from worker.db import WorkerDB
 from worker.reporter import CALL_SECONDS_MAX, Reporter
 from worker.runner import Images, Runner
-from worker.runtime.api import ContainerState, LogOptions, LogRecord, Runtime
+from worker.runtime.api import LogOptions, LogRecord, Runtime
 from worker.task.events import Event, Forget, Instruction, Report, ReportBug
+from worker.task.machine import Phase
 from worker.task.table import Remains, TaskTable
 from worker.volumes import VolumeStore
 
@@ -96,58 +96,85 @@ class Agent:
         self._db: WorkerDB | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._crash: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] | None = None
         self._is_closing = False
+        self._is_leaving = False
+        self._halting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Adopt what runs, then work until `close`.
+        """Adopt what runs, then work until `close`; once only.
 
         Raises:
             RuntimeFailedError: the network or the runtime cannot be used at all.
             InvariantViolationError: a bug beyond a single task.
         """
-        assert self._db is None
-        self._crash = asyncio.get_running_loop().create_future()
-        await self._adopt()
-        self._loops = [
-            asyncio.create_task(self._keep_session()),
-            asyncio.create_task(self._reporter.run()),
-        ]
+        assert self._ended is None
+        self._ended = asyncio.get_running_loop().create_future()
         try:
-            done, _ = await asyncio.wait(
-                [self._crash, *self._loops], return_when=asyncio.FIRST_COMPLETED
-            )
-            for future in done:
-                if not future.cancelled():
-                    future.result()
+            await self._adopt()
+            self._loops = [
+                asyncio.create_task(self._keep_session()),
+                asyncio.create_task(self._reporter.run()),
+            ]
+            for loop in self._loops:
+                loop.add_done_callback(self._loop_ended)
+            await self._ended
         finally:
             await self.close()
 
     async def close(self) -> None:
         """Stop working. Containers go on."""
-        if self._is_closing:
-            return
-        self._is_closing = True
+        await self._halt()
+        if self._is_leaving:
+            return  # `leave` brings it to an end.
+        if self._db is not None:
+            self._db.close()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    async def leave(self) -> None:
+        """Stop working and remove every container of ours: the node leaves its cluster.
+
+        `run` returns only afterwards, so that its caller does not close the network too early.
+
+        Raises:
+            RuntimeFailedError: some containers could not be removed; it may be called again.
+        """
+        is_running = self._ended is not None and not self._ended.done()
+        self._is_leaving = True
+        await self._halt()
+        try:
+            if self._db is None or not is_running:
+                self._db = WorkerDB(self._state_dir / DATABASE, wall=self._clock.wall())
+                await self._network.start(frozenset())
+            removed = await self._remove_containers()
+            await self._network.publish(())
+            self._db.clear()
+            log.info("node_left", node_id=self._node_id, containers_removed=removed)
+        finally:
+            self._is_leaving = False
+            await self.close()
+
+    async def _halt(self) -> None:
+        """Stop all loops and timers once, and let work under way end."""
+        if self._halting is None:
+            self._is_closing = True
+            self._halting = asyncio.create_task(self._halted())
+        await asyncio.shield(self._halting)
+
+    async def _halted(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self._runner.close()
-        if self._crash is not None and not self._crash.done():
-            self._crash.set_result(None)
-        if self._db is not None:
-            self._db.close()
-        log.info("agent_closed", node_id=self._node_id)
+        log.info("agent_halted", node_id=self._node_id)
 
-    async def leave(self) -> None:
-        """Stop working and remove every container of ours: the node leaves its cluster.
-
-        Raises:
-            RuntimeFailedError: some containers could not be removed; it may be called again.
-        """
-        await self.close()
-        containers = await self._own_containers()
+    async def _remove_containers(self) -> int:
+        containers = [
+            c for c in await self._runtime.list_containers() if PREPARED_LABEL in c.labels
+        ]
         room = asyncio.Semaphore(REMOVALS_MAX)
 
         async def remove(container_id: ContainerID) -> None:
@@ -160,11 +187,7 @@ class Agent:
         for error in results:
             if isinstance(error, BaseException):
                 raise error
-        await self._network.publish(())
-        db = WorkerDB(self._state_dir / DATABASE, wall=self._clock.wall())
-        db.clear()
-        db.close()
-        log.info("node_left", node_id=self._node_id, containers_removed=len(containers))
+        return len(containers)
 
     async def logs(self, task_id: TaskID, options: LogOptions) -> AsyncIterator[LogRecord]:
         """Yield the output of a task's container.
@@ -177,6 +200,13 @@ class Agent:
         async with _closed_after(self._runtime.logs(container_id_of(task_id), options)) as records:
             async for record in records:
                 yield record
+
+    def container_counts(self) -> tuple[int, int]:
+        """Return how many containers run, and how many have ended and are kept."""
+        machines = [m for m in self._table.machines.values() if m.prepared is not None]
+        running = sum(machine.has_process for machine in machines)
+        ended = sum(machine.phase is Phase.ENDED for machine in machines)
+        return running, ended
 
     def images_in_use(self) -> Mapping[ImageID, tuple[ContainerID, ...]]:
         """Return the images of all containers, those being made included."""
@@ -208,10 +238,6 @@ class Agent:
         log.info("agent_started", node_id=self._node_id, tasks=len(stored), containers=len(remains))
         self._follow(self._table.adopt(stored, remains, self._clock.monotonic()))
 
-    async def _own_containers(self) -> list[ContainerState]:
-        containers = await self._runtime.list_containers()
-        return [c for c in containers if PREPARED_LABEL in c.labels]
-
     # --- sessions ---
 
     async def _keep_session(self) -> None:
@@ -219,8 +245,10 @@ class Agent:
         while True:
             try:
                 await self._one_session(backoff)
-            except (UnavailableError, TimeoutError) as error:
-                log.warning("session_lost", node_id=self._node_id, error=str(error))
+            except UnavailableError as error:
+                log.warning("session_lost", node_id=self._node_id, error=error.message)
+            except TimeoutError:
+                log.warning("session_lost", node_id=self._node_id, error="no manager answered")
             except SwarmError as error:
                 log.error("session_refused", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
             except Exception:
@@ -274,10 +302,17 @@ class Agent:
             self._crashed(bug)
 
     def _crashed(self, bug: Exception) -> None:
-        if self._crash is None or self._crash.done():
+        assert self._ended is not None
+        if self._ended.done():
             log.error("agent_crashed_again", exc_info=bug)
         else:
-            self._crash.set_exception(bug)
+            self._ended.set_exception(bug)
+
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        """See that a bug in a loop does not go unnoticed."""
+        bug = None if loop.cancelled() else loop.exception()
+        if isinstance(bug, Exception):
+            self._crashed(bug)
 
     def _follow(self, instructions: list[Instruction]) -> None:
         """Store the reports first, then begin the rest in its order."""
@@ -299,15 +334,13 @@ class Agent:
         assert self._db is not None
         newest: dict[TaskID, StatusUpdate] = {}
         for report in reports:
-            status = report.status
-            if not status.timestamp:
-                status = msgspec.structs.replace(status, timestamp=self._clock.wall())
             log.info(
                 "task_state_changed",
                 task_id=report.task_id,
-                state=status.state.name,
-                err=status.err,
+                state=report.status.state.name,
+                err=report.status.err,
             )
+            status = self._table.stamp(report, self._clock.wall())
             newest[report.task_id] = StatusUpdate(report.task_id, status)
         if newest:
             self._db.put_statuses(newest.values())

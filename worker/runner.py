@@ -15,7 +15,7 @@ import structlog
 
 from overlay.api import NodeNetwork, PublishedPort
 from proto.clock import Clock
-from proto.errors import SwarmError
+from proto.errors import NotFoundError, SwarmError
 from proto.ids import ContainerID, ImageID, TaskID, container_id_of
 from worker.api import Assignment
 from worker.container import (
@@ -77,8 +77,15 @@ T = TypeVar("T")
 class Images(Protocol):
     """What the worker needs of the image store."""
 
-    async def resolve(self, reference: str) -> Image:
-        """Return the image, pulled first if the node does not have it."""
+    def resolve(self, ref: str) -> Image:
+        """Return the image.
+
+        Raises:
+            NotFoundError: this node does not have it.
+        """
+
+    def pull(self, ref: str) -> Awaitable[Image]:
+        """Fetch the image; those who ask for the same at once share the work."""
 
 
 class Runner:
@@ -110,7 +117,7 @@ class Runner:
         self._room = asyncio.Semaphore(PREPARATIONS_MAX)
         self._working: set[asyncio.Task[None]] = set()
         self._watching: set[asyncio.Task[None]] = set()
-        self._preparing: dict[TaskID, asyncio.Task[Image]] = {}
+        self._pulling: dict[TaskID, asyncio.Future[Image]] = {}
         self._cancelled: set[TaskID] = set()
         self._images_held: dict[TaskID, ImageID] = {}
 
@@ -149,7 +156,7 @@ class Runner:
 
     async def close(self) -> None:
         """Give up waiting, finish what changes the machine: it takes moments."""
-        for task_id in list(self._preparing):
+        for task_id in list(self._pulling):
             self._cancel_preparation(task_id)
         for task in self._watching:
             task.cancel()
@@ -198,13 +205,17 @@ class Runner:
         """Find or pull the image; the one step that may take long and can be cancelled."""
         if task_id in self._cancelled:
             raise asyncio.CancelledError
-        resolving = asyncio.ensure_future(self._images.resolve(reference))
-        self._preparing[task_id] = resolving
         try:
-            return await resolving
+            return self._images.resolve(reference)
+        except NotFoundError:
+            log.info("image_pull_began", task_id=task_id, image=reference)
+        pulling = asyncio.ensure_future(self._images.pull(reference))
+        self._pulling[task_id] = pulling
+        try:
+            return await pulling
         finally:
-            resolving.cancel()
-            del self._preparing[task_id]
+            pulling.cancel()
+            del self._pulling[task_id]
 
     async def _made(self, assignment: Assignment, image: Image) -> Prepared:
         container_id = container_id_of(assignment.task.id)
@@ -236,9 +247,9 @@ class Runner:
 
     def _cancel_preparation(self, task_id: TaskID) -> None:
         self._cancelled.add(task_id)
-        resolving = self._preparing.get(task_id)
-        if resolving is not None:
-            resolving.cancel()
+        pulling = self._pulling.get(task_id)
+        if pulling is not None:
+            pulling.cancel()
 
     # --- the process ---
 

@@ -46,6 +46,8 @@ from collections import deque
 from enum import Enum
 from typing import assert_never
 
+import msgspec
+
 from proto.errors import InvariantViolationError
 from proto.ids import ImageID, container_id_of
 from proto.objects import PortConfig, TaskStatus
@@ -223,6 +225,11 @@ class TaskMachine:
         return bool(self.ports)
 
     @property
+    def has_process(self) -> bool:
+        """Tell whether the container's process runs, as far as we know."""
+        return self.phase in _PHASES_WITH_PROCESS
+
+    @property
     def is_holding_ports(self) -> bool:
         """Tell whether the task's host ports are taken: from its start until withdrawn."""
         return self.phase in _PHASES_HOLDING_PORTS
@@ -245,6 +252,20 @@ class TaskMachine:
         assert (self.phase is Phase.STOPPING) == (self._timer is not None) or (
             self.phase is Phase.REMOVING
         )
+
+    def stamp(self, wall: float) -> TaskStatus:
+        """Date the last report, if its time is not known yet; return the status.
+
+        The machine's own time is no date, so whoever carries out a `Report` calls this.
+        """
+        if not self.status.timestamp:
+            is_running = self.status.state is TaskState.RUNNING
+            self.status = msgspec.structs.replace(
+                self.status,
+                timestamp=wall,
+                running_at=wall if is_running else self.status.running_at,
+            )
+        return self.status
 
     # --- events ---
 
@@ -559,6 +580,7 @@ class TaskMachine:
             pid=self._pid if started else 0,
             exit_code=None if exit_status is None else exit_status.exit_code,
             host_ports=host_ports,
+            running_at=self.status.running_at,
         )
         return [Report(self.task_id, self.status)] if self.is_assigned else []
 

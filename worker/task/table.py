@@ -138,6 +138,13 @@ class TaskTable:
         times = [t for t in (first, self._ports_retry_at) if t is not None]
         return min(times, default=None)
 
+    def stamp(self, report: Report, wall: float) -> TaskStatus:
+        """Return the status to store for a report: its task's newest, with its date."""
+        machine = self.machines.get(report.task_id)
+        if machine is None:
+            return msgspec.structs.replace(report.status, timestamp=wall)
+        return machine.stamp(wall)
+
     def check(self) -> None:
         """Assert what must hold between two events."""
         for task_id, machine in self.machines.items():

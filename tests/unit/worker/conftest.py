@@ -86,15 +86,23 @@ class FakeImages:
     def __init__(self) -> None:
         self.images = {"web": Image(id=ImageID("sha256:web"), config=ImageConfig(cmd=("/web",)))}
         self.seconds = 0.0
-        self.resolved: list[str] = []
+        self.pulls: list[str] = []
+        self.registry = {"far": Image(id=ImageID("sha256:far"), config=ImageConfig(cmd=("/far",)))}
 
-    async def resolve(self, reference: str) -> Image:
-        """Return the image after `seconds`."""
+    def resolve(self, ref: str) -> Image:
+        """Return an image of this node."""
+        if ref not in self.images:
+            raise NotFoundError("image", ref)
+        return self.images[ref]
+
+    async def pull(self, ref: str) -> Image:
+        """Return an image of the registry after `seconds`."""
+        self.pulls.append(ref)
         await asyncio.sleep(self.seconds)
-        self.resolved.append(reference)
-        if reference not in self.images:
-            raise NotFoundError("image", reference, f"No such image: {reference}")
-        return self.images[reference]
+        if ref not in self.registry:
+            raise NotFoundError("image", ref, f"No such image: {ref}")
+        self.images[ref] = self.registry[ref]
+        return self.images[ref]
 
 
 class Manager:
