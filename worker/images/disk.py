@@ -1,0 +1,173 @@
+"""The store's directory: where things are, and how they get there so that a crash does no harm.
+
+    lock              held by the one process that has the store open
+    state.json        all metadata (`state.State`); replaced at once, always last
+    oci-layout        marks the directory as an OCI layout
+    blobs/sha256/…    configurations, manifests and layers, named by their digests
+    l/<12 digits>/    unpacked layers, as overlayfs takes them
+    tmp/…             work in progress; emptied when the store is opened
+
+Whatever `state.json` does not name is left over from a crash and removed at the next opening. All
+functions block; the store calls them in threads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from proto.errors import ConflictError, CorruptError, InvalidError
+from worker.images import state as states
+from worker.images.state import State
+
+_PRIVATE = 0o700
+_OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+class Disk:
+    """The directory of one store, locked for this process."""
+
+    def __init__(self, root: Path) -> None:
+        """Make what is missing of the directory, lock it and empty `tmp`.
+
+        Raises:
+            ConflictError: another process has it.
+        """
+        self.root = root
+        self.layers = root / "l"
+        self.blobs = root / "blobs" / "sha256"
+        self.scratch = root / "tmp"
+        root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        self._lock = _locked(root)
+        try:
+            for directory in (self.layers, self.blobs, self.scratch):
+                directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            self.clear(self.scratch.iterdir())
+            layout = root / "oci-layout"
+            if not layout.exists():
+                self._replace(layout, _OCI_LAYOUT)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Give up the lock."""
+        os.close(self._lock)
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob is or would be."""
+        return self.blobs / digest.removeprefix("sha256:")
+
+    def layer(self, directory: str) -> Path:
+        """Where an unpacked layer is or would be."""
+        return self.layers / directory
+
+    def new_scratch(self) -> Path:
+        """Make a private directory for work in progress."""
+        return Path(tempfile.mkdtemp(dir=self.scratch))
+
+    def load(self) -> State:
+        """Read the metadata.
+
+        Raises:
+            CorruptError: the file cannot be read; it is never thrown away by itself.
+        """
+        path = self.root / "state.json"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return State()
+        try:
+            return states.decode(data)
+        except InvalidError as error:
+            raise CorruptError(
+                str(path), 0, f"{error.message}; restore it, or move {self.root} away to start anew"
+            ) from error
+
+    def store(self, state: State) -> None:
+        """Replace the metadata; the blobs and layers of new images are on the disk by then."""
+        state.check()
+        self._replace(self.root / "state.json", states.encode(state))
+
+    def write_blob(self, digest: str, data: bytes) -> None:
+        """Write a small blob, unless it is there."""
+        path = self.blob(digest)
+        if not path.exists():
+            self._replace(path, data)
+
+    def take_blob(self, digest: str, source: Path) -> None:
+        """Move a finished file of `tmp` among the blobs."""
+        source.chmod(0o600)
+        source.replace(self.blob(digest))
+
+    def take_layer(self, directory: str, source: Path) -> None:
+        """Move an unpacked layer out of `tmp`."""
+        target = self.layer(directory)
+        if target.exists():
+            # Left over: the caller knows that no record names it.
+            self.discard([target])
+        source.replace(target)
+
+    def discard(self, paths: Iterable[Path]) -> None:
+        """Move away, then remove: a half-removed layer is never found under its name."""
+        bin_directory = self.new_scratch()
+        for number, path in enumerate(paths):
+            if path.exists():
+                path.rename(bin_directory / str(number))
+        self.clear([bin_directory])
+
+    def clear(self, paths: Iterable[Path]) -> None:
+        """Remove files and whole trees."""
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def sweep(self, state: State) -> list[str]:
+        """Remove blobs and layers that the metadata does not name; return their names."""
+        directories = {layer.directory for layer in state.layers.values()}
+        blobs = {digest.removeprefix("sha256:") for digest in states.needed_blobs(state)}
+        return [*self._sweep(self.layers, directories), *self._sweep(self.blobs, blobs)]
+
+    def _sweep(self, directory: Path, needed: Collection[str]) -> list[str]:
+        left_over = sorted(path for path in directory.iterdir() if path.name not in needed)
+        self.discard(left_over)
+        return [path.name for path in left_over]
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        handle, name = tempfile.mkstemp(dir=self.scratch)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+
+
+def _locked(root: Path) -> int:
+    lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ConflictError(
+            f"the image store {root} is in use by another process; stop that one first"
+        ) from error
+    return lock
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

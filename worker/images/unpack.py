@@ -1,0 +1,471 @@
+"""Unpacking a layer into a directory that overlayfs takes as it is.
+
+A layer is a tar archive from anybody: every path in it is hostile. Names are resolved lexically,
+then each parent is opened by the kernel beneath the layer's directory (`open_beneath`), and all
+work is done relative to that descriptor without following links. So nothing is ever read or
+written outside, and a name that would lead there is refused.
+
+Whiteouts become what overlayfs knows: `.wh.name` a character device 0:0, `.wh..wh..opq` the
+attribute `trusted.overlay.opaque`. By the format a whiteout hides what *lower* layers have, never
+what its own layer has, wherever in the archive it stands.
+
+Source: OCI image specification, "Image Layer Filesystem Changeset"; Linux,
+Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from proto.errors import InvalidError
+from worker.images.compression import Hashing, decompressed
+from worker.images.kernel import open_beneath
+from worker.images.tarstream import lexical_parts, members_of
+from worker.images.work import CHUNK_BYTES, Reader, Watched
+
+_WHITEOUT_PREFIX = b".wh."
+_OPAQUE_MARKER = b".wh..wh..opq"
+_RESERVED_PREFIX = b".wh..wh."
+_OPAQUE = b"trusted.overlay.opaque"
+_XATTR_KEY = "SCHILY.xattr."
+# Labels of the machine that made the layer mean nothing here.
+_FOREIGN_XATTRS = frozenset({"security.selinux", "security.ima", "security.evm"})
+_WHITEOUT_DEVICE = os.makedev(0, 0)
+# Of a directory that the archive has no entry for, as Docker has it.
+_IMPLICIT_MODE = 0o755
+_NANOSECONDS = 1_000_000_000
+_TIME_SECONDS_MAX = 1 << 34
+# Errors that are the machine's, not the archive's.
+_MACHINE_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSYS,
+    }
+)
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+Parts = tuple[bytes, ...]
+
+
+class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read of a layer's blob.
+
+    Attributes:
+        blob_digest: of the file as it is stored.
+        diff_id: of the plain tar archive in it.
+        tar_bytes: length of the plain tar archive.
+        size_bytes: of the regular files.
+    """
+
+    blob_digest: str
+    diff_id: str
+    tar_bytes: int
+    size_bytes: int
+
+
+def unpack_blob(
+    blob: Path,
+    directory: Path,
+    what: str,
+    stop: threading.Event,
+    report: Callable[[int], None] | None = None,
+) -> Unpacked:
+    """Unpack a layer's blob into an empty directory, computing its digests on the way.
+
+    Raises:
+        InvalidError: the archive is damaged, or an entry of it is refused; the directory then
+            holds a part and is the caller's to remove.
+        OSError: of the machine, as a full disk.
+    """
+    with blob.open("rb") as file:
+        outer = Hashing(Watched(file, stop, report))
+        with decompressed(outer, what) as plain:
+            inner = Hashing(plain)
+            with LayerUnpacker(directory, what) as unpacker:
+                size_bytes = unpacker.unpack(inner)
+            inner.drain()
+        outer.drain()
+    return Unpacked(
+        blob_digest=outer.digest,
+        diff_id=inner.digest,
+        tar_bytes=inner.count,
+        size_bytes=size_bytes,
+    )
+
+
+def check_blob(blob: Path, what: str, stop: threading.Event) -> Unpacked:
+    """Compute a blob's digests without unpacking it; `size_bytes` is 0."""
+    with blob.open("rb") as file:
+        outer = Hashing(Watched(file, stop))
+        with decompressed(outer, what) as plain:
+            inner = Hashing(plain)
+            inner.drain()
+        outer.drain()
+    return Unpacked(
+        blob_digest=outer.digest, diff_id=inner.digest, tar_bytes=inner.count, size_bytes=0
+    )
+
+
+class LayerUnpacker:
+    """Writes the entries of one layer below one directory."""
+
+    def __init__(self, directory: Path, what: str) -> None:
+        """Write below `directory`, which exists and is empty; `what` names the layer."""
+        self._what = what
+        self._root = os.open(directory, _DIRECTORY_FLAGS)
+        os.fchmod(self._root, 0o755)
+        # The directory of the entry before: most entries share it with the next. One is enough,
+        # and safe: an entry can only remove what is inside its own parent, never the parent.
+        self._parent: tuple[Parts, int] | None = None
+        self._directory_times: dict[Parts, int] = {}
+        self._size_bytes = 0
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the directory is open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the directories."""
+        self._forget_parent()
+        os.close(self._root)
+
+    def unpack(self, source: Reader, *, is_end_optional: bool = True) -> int:
+        """Write every entry of a plain tar stream; return the size of the regular files.
+
+        A missing end marker is no harm where the layer's digest proves that it is whole.
+        """
+        with members_of(source, self._what, is_end_optional=is_end_optional) as (archive, members):
+            for member in members:
+                try:
+                    self._entry(archive, member)
+                except OSError as error:
+                    if error.errno in _MACHINE_ERRORS:
+                        raise
+                    reason = _refusal(error)
+                    raise self._refused(member.name, reason) from error
+                except (OverflowError, ValueError) as error:
+                    raise self._refused(member.name, str(error)) from error
+        self._set_directory_times()
+        return self._size_bytes
+
+    def _refused(self, name: str, reason: str) -> InvalidError:
+        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return InvalidError(f'{self._what} has the entry "{shown}", which is refused: {reason}')
+
+    def _entry(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        parts = lexical_parts(member.name)
+        if parts is None:
+            raise self._refused(member.name, "its path leads out of the layer")
+        if not parts:
+            if not member.isdir():
+                raise self._refused(member.name, "only a directory can be the layer's root")
+            self._finish_directory(self._root, member, parts)
+            return
+        parent = self._open_parent(parts[:-1], member.name)
+        name = parts[-1]
+        if name == _OPAQUE_MARKER:
+            os.setxattr(parent, _OPAQUE, b"y")
+        elif name.startswith(_RESERVED_PREFIX):
+            # Bookkeeping of aufs, of no meaning here.
+            return
+        elif name.startswith(_WHITEOUT_PREFIX):
+            self._whiteout(parent, name.removeprefix(_WHITEOUT_PREFIX), member.name)
+        elif member.isdir():
+            self._directory(parent, parts, member)
+        elif member.islnk():
+            self._hard_link(parent, name, member)
+        else:
+            self._non_directory(archive, parent, name, member)
+
+    # Parents.
+
+    def _open_parent(self, parts: Parts, entry: str) -> int:
+        if self._parent is not None and self._parent[0] == parts:
+            return self._parent[1]
+        self._forget_parent()
+        fd = self._open_directory(parts, entry, create=True)
+        self._parent = (parts, fd)
+        return fd
+
+    def _forget_parent(self) -> None:
+        if self._parent is not None:
+            os.close(self._parent[1])
+            self._parent = None
+
+    def _open_directory(self, parts: Parts, entry: str, *, create: bool) -> int:
+        path = b"/".join(parts) or b"."
+        try:
+            return open_beneath(self._root, path, _DIRECTORY_FLAGS)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise self._refused(
+                    entry, "a symbolic link in its path leads out of the layer"
+                ) from error
+            if error.errno == errno.ENOENT and create:
+                self._make_directory(parts, entry)
+            elif error.errno == errno.ENOTDIR and create:
+                self._replace_whiteout(parts, entry)
+            else:
+                raise
+        return open_beneath(self._root, path, _DIRECTORY_FLAGS)
+
+    def _make_directory(self, parts: Parts, entry: str) -> None:
+        """Make a directory that the archive has no entry for, and those above it."""
+        above = self._open_directory(parts[:-1], entry, create=True)
+        try:
+            os.mkdir(parts[-1], 0o755, dir_fd=above)
+            os.chmod(parts[-1], _IMPLICIT_MODE, dir_fd=above)
+        finally:
+            os.close(above)
+
+    def _replace_whiteout(self, parts: Parts, entry: str) -> None:
+        """Make way where a directory is needed at or above a whiteout of this layer."""
+        for count in range(1, len(parts) + 1):
+            above = self._open_directory(parts[: count - 1], entry, create=True)
+            try:
+                status = _lstat(parts[count - 1], above)
+                if status is None or not _is_whiteout(status):
+                    continue
+                os.unlink(parts[count - 1], dir_fd=above)
+                os.mkdir(parts[count - 1], 0o755, dir_fd=above)
+                os.chmod(parts[count - 1], _IMPLICIT_MODE, dir_fd=above)
+                self._make_opaque(parts[count - 1], above)
+            finally:
+                os.close(above)
+            self._open_and_close(parts, entry)
+            return
+        raise self._refused(entry, "a part of its path is not a directory")
+
+    def _open_and_close(self, parts: Parts, entry: str) -> None:
+        os.close(self._open_directory(parts, entry, create=True))
+
+    # Entries.
+
+    def _whiteout(self, parent: int, name: bytes, entry: str) -> None:
+        if name in {b"", b".", b".."}:
+            raise self._refused(entry, "it hides nothing that can have a name")
+        status = _lstat(name, parent)
+        if status is None:
+            os.mknod(name, stat.S_IFCHR, _WHITEOUT_DEVICE, dir_fd=parent)
+        elif stat.S_ISDIR(status.st_mode):
+            # The layer has its own directory of this name: only the lower one goes.
+            self._make_opaque(name, parent)
+
+    def _make_opaque(self, name: bytes, parent: int) -> None:
+        fd = os.open(name, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            os.setxattr(fd, _OPAQUE, b"y")
+        finally:
+            os.close(fd)
+
+    def _directory(self, parent: int, parts: Parts, member: tarfile.TarInfo) -> None:
+        name = parts[-1]
+        status = _lstat(name, parent)
+        is_opaque = False
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            is_opaque = _is_whiteout(status)
+            os.unlink(name, dir_fd=parent)
+            status = None
+        if status is None:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        fd = os.open(name, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            if is_opaque:
+                os.setxattr(fd, _OPAQUE, b"y")
+            self._finish_directory(fd, member, parts)
+        finally:
+            os.close(fd)
+
+    def _finish_directory(self, fd: int, member: tarfile.TarInfo, parts: Parts) -> None:
+        os.fchown(fd, member.uid, member.gid)
+        _set_xattrs(f"/proc/self/fd/{fd}", member, follow=True)
+        os.fchmod(fd, member.mode & 0o7777)
+        # Entries to come would change the time: it is set at the end.
+        self._directory_times[parts] = _time_ns(member)
+
+    def _hard_link(self, parent: int, name: bytes, member: tarfile.TarInfo) -> None:
+        target = lexical_parts(member.linkname)
+        if not target:
+            raise self._refused(
+                member.name, f'its target "{member.linkname}" leads out of the layer'
+            )
+        above = self._open_directory(target[:-1], member.name, create=False)
+        try:
+            source = _lstat(target[-1], above)
+            if source is None or stat.S_ISDIR(source.st_mode) or _is_whiteout(source):
+                raise self._refused(
+                    member.name,
+                    f'its target "{member.linkname}" is not a file that stands before it',
+                )
+            present = _lstat(name, parent)
+            if present is not None:
+                if (present.st_dev, present.st_ino) == (source.st_dev, source.st_ino):
+                    return
+                self._remove(name, parent, present)
+            os.link(target[-1], name, src_dir_fd=above, dst_dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(above)
+
+    def _non_directory(
+        self, archive: tarfile.TarFile, parent: int, name: bytes, member: tarfile.TarInfo
+    ) -> None:
+        status = _lstat(name, parent)
+        if status is not None:
+            self._remove(name, parent, status)
+        if member.isreg():
+            self._regular(archive, parent, name, member)
+            return
+        if member.issym():
+            os.symlink(member.linkname.encode("utf-8", "surrogateescape"), name, dir_fd=parent)
+        elif member.isfifo():
+            os.mkfifo(name, 0o600, dir_fd=parent)
+        elif member.ischr() or member.isblk():
+            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+            device = os.makedev(member.devmajor, member.devminor)
+            os.mknod(name, kind | 0o600, device, dir_fd=parent)
+        else:
+            raise self._refused(member.name, f"its type {member.type!r} is not known")
+        os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+        path = f"/proc/self/fd/{parent}/".encode() + name
+        _set_xattrs(path, member, follow=False)
+        if not member.issym():
+            os.chmod(name, member.mode & 0o7777, dir_fd=parent)
+        time_ns = _time_ns(member)
+        os.utime(name, ns=(time_ns, time_ns), dir_fd=parent, follow_symlinks=False)
+
+    def _regular(
+        self, archive: tarfile.TarFile, parent: int, name: bytes, member: tarfile.TarInfo
+    ) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            if member.size:
+                _write_contents(archive, member, fd)
+            # Changing the owner clears setuid and capabilities, so they come after it.
+            os.fchown(fd, member.uid, member.gid)
+            _set_xattrs(f"/proc/self/fd/{fd}", member, follow=True)
+            os.fchmod(fd, member.mode & 0o7777)
+            time_ns = _time_ns(member)
+            os.utime(fd, ns=(time_ns, time_ns))
+        finally:
+            os.close(fd)
+        self._size_bytes += member.size
+
+    def _remove(self, name: bytes, parent: int, status: os.stat_result) -> None:
+        """Remove what stands where another entry of the same name goes; the last one wins."""
+        if stat.S_ISDIR(status.st_mode):
+            shutil.rmtree(name, dir_fd=parent)
+        else:
+            os.unlink(name, dir_fd=parent)
+
+    def _set_directory_times(self) -> None:
+        self._forget_parent()
+        for parts, time_ns in self._directory_times.items():
+            path = b"/".join(parts) or b"."
+            try:
+                fd = open_beneath(self._root, path, _DIRECTORY_FLAGS)
+            except OSError as error:
+                # A later entry replaced the directory.
+                if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.ELOOP}:
+                    continue
+                raise
+            try:
+                os.utime(fd, ns=(time_ns, time_ns))
+            finally:
+                os.close(fd)
+
+
+def _refusal(error: OSError) -> str:
+    if error.errno == errno.EEXIST:
+        return "a part of its path is a symbolic link to nowhere"
+    return error.strerror or str(error)
+
+
+def _lstat(name: bytes, parent: int) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _WHITEOUT_DEVICE
+
+
+def _write_contents(archive: tarfile.TarFile, member: tarfile.TarInfo, fd: int) -> None:
+    """Write a file's data; where the archive says that there is a hole, leave one."""
+    data = archive.extractfile(member)
+    assert data is not None
+    if member.issparse():
+        # (offset, length) of each run of data; `sparse` has no better type in typeshed.
+        runs: list[tuple[int, int]] = list(member.sparse)  # type: ignore[arg-type]
+    else:
+        runs = [(0, member.size)]
+    for offset, length in runs:
+        data.seek(offset)
+        os.lseek(fd, offset, os.SEEK_SET)
+        left = length
+        while left:
+            chunk = data.read(min(left, CHUNK_BYTES))
+            if not chunk:
+                raise tarfile.ReadError("unexpected end of data")
+            _write_all(fd, chunk)
+            left -= len(chunk)
+    os.ftruncate(fd, member.size)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _set_xattrs(path: str | bytes, member: tarfile.TarInfo, *, follow: bool) -> None:
+    """Set the attributes of the kinds `user` and `security`.
+
+    Others are left out: `trusted.overlay.*` above all would let a layer redirect names in others.
+    """
+    for key, value in member.pax_headers.items():
+        if not key.startswith(_XATTR_KEY):
+            continue
+        name = key.removeprefix(_XATTR_KEY)
+        if not name.startswith(("user.", "security.")) or name in _FOREIGN_XATTRS:
+            continue
+        data = value.encode("utf-8", "surrogateescape")
+        try:
+            os.setxattr(path, name, data, follow_symlinks=follow)
+        except OSError as error:
+            # Not every file system has both kinds, and no special file has user attributes.
+            if error.errno == errno.ENOTSUP:
+                continue
+            if error.errno == errno.EPERM and name.startswith("user."):
+                continue
+            raise
+
+
+def _time_ns(member: tarfile.TarInfo) -> int:
+    """Return the modification time; from PAX in nanoseconds, which a float cannot hold."""
+    text = member.pax_headers.get("mtime", "")
+    whole, _, fraction = text.partition(".")
+    if whole.isdigit() and (not fraction or fraction.isdigit()):
+        seconds, part = int(whole), int(fraction[:9].ljust(9, "0") or 0)
+    else:
+        seconds, part = int(member.mtime), 0
+    # Times before the epoch or absurdly late are of no use and not every file system has them.
+    return min(max(seconds, 0), _TIME_SECONDS_MAX) * _NANOSECONDS + part
