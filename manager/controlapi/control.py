@@ -1,0 +1,314 @@
+"""The operations on the cluster's objects that users may do. The thin shell over the store.
+
+Each operation checks what it can before the transaction and, within it, what depends on the
+present state; what is then written is computed by the pure functions of `services`, `ports` and
+`validation`. Reads see the committed state. Who may call is not decided here.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import msgspec
+
+from manager.ca.tokens import new_join_token
+from manager.controlapi import references
+from manager.controlapi import services as plans
+from manager.controlapi.support import refuse_unsupported, refuse_unsupported_cluster
+from manager.controlapi.validation import (
+    check_cluster_spec,
+    check_node_spec,
+    check_service_spec,
+)
+from manager.store import Store, Transaction, View
+from proto.clock import Clock
+from proto.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    NotImplementedYetError,
+    SequenceConflictError,
+    UnavailableError,
+)
+from proto.ids import ServiceID, new_id
+from proto.objects import (
+    Cluster,
+    ClusterSpec,
+    JoinTokens,
+    Node,
+    NodeRole,
+    NodeSpec,
+    NodeState,
+    Object,
+    Service,
+    ServiceSpec,
+    ServiceSpecVersion,
+    Task,
+    spec_version_id,
+)
+from raft.keys import Kek
+
+
+class Control:
+    """The control API of a manager. References are a full ID, a name, or a unique beginning."""
+
+    def __init__(self, store: Store, clock: Clock, rng: random.Random) -> None:
+        """Work on `store`; `rng` draws IDs and secrets, hence a `SystemRandom` in production."""
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+
+    # --- the cluster ------------------------------------------------------------------------
+
+    def cluster(self) -> Cluster:
+        """Return the cluster's row.
+
+        Raises:
+            UnavailableError: there is none yet.
+        """
+        return _cluster(self._store.view())
+
+    async def update_cluster(
+        self,
+        version: int,
+        spec: ClusterSpec,
+        *,
+        rotate_worker_token: bool = False,
+        rotate_manager_token: bool = False,
+        rotate_unlock_key: bool = False,
+    ) -> None:
+        """Change the cluster's settings, and draw new secrets where asked.
+
+        Turning autolock on draws an unlock key; turning it off drops the key.
+
+        Raises:
+            InvalidError: a setting breaks a rule, or the name would change.
+            NotImplementedYetError: a setting asks for what this version cannot do.
+            SequenceConflictError: `version` is not the row's.
+        """
+        check_cluster_spec(spec)
+        refuse_unsupported_cluster(spec)
+
+        def change(tx: Transaction) -> None:
+            cluster = _cluster(tx)
+            _check_version("cluster", cluster, version)
+            if spec.name != cluster.spec.name:
+                raise InvalidError(f"the cluster's name is {cluster.spec.name}: it cannot change")
+            tokens = cluster.join_tokens
+            certificate = cluster.root_ca_certificate_pem
+            if rotate_worker_token or rotate_manager_token:
+                tokens = JoinTokens(
+                    worker=new_join_token(certificate, self._rng)
+                    if rotate_worker_token
+                    else tokens.worker,
+                    manager=new_join_token(certificate, self._rng)
+                    if rotate_manager_token
+                    else tokens.manager,
+                )
+            key = cluster.unlock_key if spec.auto_lock_managers else ""
+            if spec.auto_lock_managers and (rotate_unlock_key or not key):
+                key = Kek.generate(self._rng.randbytes).format()
+            tx.update(
+                msgspec.structs.replace(cluster, spec=spec, join_tokens=tokens, unlock_key=key)
+            )
+
+        await self._store.update(change)
+
+    # --- nodes ------------------------------------------------------------------------------
+
+    def nodes(self) -> list[Node]:
+        """Return all nodes, in the order of their IDs."""
+        return sorted(self._store.view().nodes, key=lambda node: node.id)
+
+    def node(self, ref: str) -> Node:
+        """Return one node; raises `NotFoundError`, or `InvalidError` if several fit."""
+        return references.find_node(self._store.view(), ref)
+
+    async def update_node(self, ref: str, version: int, spec: NodeSpec) -> None:
+        """Change a node's name, labels or availability.
+
+        Raises:
+            NotFoundError: there is no such node.
+            InvalidError: the spec breaks a rule, or several nodes fit.
+            ConflictError: it would demote the last manager.
+            NotImplementedYetError: it would promote a worker.
+            SequenceConflictError: `version` is not the node's.
+        """
+        check_node_spec(spec)
+
+        def change(tx: Transaction) -> None:
+            node = references.find_node(tx, ref)
+            _check_version("node", node, version)
+            if spec.role is not node.spec.role:
+                _refuse_role_change(tx, node, spec.role)
+            tx.update(msgspec.structs.replace(node, spec=spec))
+
+        await self._store.update(change)
+
+    async def remove_node(self, ref: str, *, force: bool) -> None:
+        """Remove a node; its tasks are then replaced.
+
+        Raises:
+            NotFoundError: there is no such node.
+            ConflictError: it is a manager, or it is up and `force` is not given.
+        """
+
+        def change(tx: Transaction) -> None:
+            node = references.find_node(tx, ref)
+            if node.role is NodeRole.MANAGER or node.manager_status is not None:
+                raise ConflictError(
+                    f"node {node.id} is a cluster manager and is a member of the raft cluster. "
+                    "It must be demoted to worker before removal"
+                )
+            if node.status.state is NodeState.READY and not force:
+                raise ConflictError(
+                    f"node {node.id} is not down and can't be removed; stop it first, or use force"
+                )
+            tx.delete(Node, node.id)
+
+        await self._store.update(change)
+
+    # --- services ---------------------------------------------------------------------------
+
+    def services(self) -> list[Service]:
+        """Return all services, in the order of their names."""
+        return sorted(self._store.view().services, key=lambda service: service.spec.name)
+
+    def service(self, ref: str) -> Service:
+        """Return one service; raises `NotFoundError`, or `InvalidError` if several fit."""
+        return references.find_service(self._store.view(), ref)
+
+    async def create_service(self, spec: ServiceSpec) -> ServiceID:
+        """Create a service, with its published ports and the first version of its spec.
+
+        Raises:
+            InvalidError: the spec breaks a rule.
+            NameConflictError: the name is taken.
+            InUseError: a published port is.
+            NotImplementedYetError: it asks for what this version cannot do.
+        """
+        check_service_spec(spec)
+        refuse_unsupported(spec)
+        service_id = ServiceID(new_id(self._rng))
+
+        def change(tx: Transaction) -> None:
+            service = plans.created(tx, service_id, spec, version=tx.version)
+            tx.create(service)
+            tx.create(plans.spec_version_of(service))
+
+        await self._store.update(change)
+        return service_id
+
+    async def update_service(
+        self,
+        ref: str,
+        version: int,
+        spec: ServiceSpec,
+        *,
+        rollback: Literal["", "previous"] | bool = "",
+    ) -> None:
+        """Change a service's spec, or with `rollback` go back to the one before and ignore `spec`.
+
+        Tasks are replaced only if their template or a published port changed: only then does the
+        service get a new spec version.
+
+        Raises:
+            NotFoundError: there is no such service.
+            InvalidError: the spec breaks a rule, several services fit, or an unknown `rollback`.
+            ConflictError: there is no spec to go back to.
+            InUseError: another service has a published port.
+            NotImplementedYetError: the name or the mode would change, or the spec asks for what
+                this version cannot do.
+            SequenceConflictError: `version` is not the service's.
+        """
+        if rollback not in {"", "previous", True, False}:
+            raise InvalidError(
+                f"unrecognized rollback option {rollback!r}: the only one is previous"
+            )
+        if not rollback:
+            self._check_update(references.find_service(self._store.head(), ref), spec)
+
+        def change(tx: Transaction) -> None:
+            service = references.find_service(tx, ref)
+            _check_version("service", service, version)
+            if rollback:
+                updated = plans.rolled_back(tx, service, now=tx.now)
+            else:
+                plans.refuse_identity_change(service.spec, spec)
+                updated = plans.updated(tx, service, spec, version=tx.version)
+            tx.update(updated)
+            if spec_version_id(updated.id, updated.spec_version) not in tx.spec_versions:
+                tx.create(plans.spec_version_of(updated))
+
+        await self._store.update(change)
+
+    def _check_update(self, service: Service, spec: ServiceSpec) -> None:
+        """Refuse a rename or change of mode first: that says more than what a new mode lacks."""
+        plans.refuse_identity_change(service.spec, spec)
+        check_service_spec(spec)
+        refuse_unsupported(spec)
+
+    async def remove_service(self, ref: str) -> None:
+        """Remove a service; its tasks are then shut down and its spec versions pruned.
+
+        Raises:
+            NotFoundError: there is no such service.
+        """
+        await self._store.update(lambda tx: tx.delete(Service, references.find_service(tx, ref).id))
+
+    def service_status(self, service: Service) -> plans.ServiceStatus:
+        """Count a service's tasks."""
+        return plans.status_of(self._store.view(), service)
+
+    # --- tasks ------------------------------------------------------------------------------
+
+    def tasks(self) -> list[Task]:
+        """Return all tasks, in the order of their IDs."""
+        return sorted(self._store.view().tasks, key=lambda task: task.id)
+
+    def task(self, ref: str) -> Task:
+        """Return one task; raises `NotFoundError`, or `InvalidError` if several fit."""
+        return references.find_task(self._store.view(), ref)
+
+    def task_name(self, task: Task) -> str:
+        """Return `<service>.<slot>.<task id>`, with the node's ID for a service of mode global."""
+        return references.task_name(self._store.view(), task)
+
+    def spec_of(self, task: Task) -> ServiceSpec:
+        """Return the version of the spec that a task was made from.
+
+        Raises:
+            NotFoundError: it was pruned, together with the task.
+        """
+        row_id = spec_version_id(task.service_id, task.spec_version)
+        row: ServiceSpecVersion | None = self._store.view().spec_versions.get(row_id)
+        if row is None:
+            raise NotFoundError("spec version", row_id)
+        return row.spec
+
+
+def _cluster(view: View) -> Cluster:
+    for cluster in view.clusters:
+        return cluster
+    raise UnavailableError("this manager holds no cluster yet; begin one with: swarm init")
+
+
+def _check_version(noun: str, row: Object, version: int) -> None:
+    if row.version != version:
+        raise SequenceConflictError(noun, row.id, version, row.version)
+
+
+def _refuse_role_change(view: View, node: Node, role: NodeRole) -> None:
+    if role is NodeRole.MANAGER:
+        raise NotImplementedYetError(
+            f"node {node.id} cannot be promoted: this version of swarmd has one manager"
+        )
+    managers = [other for other in view.nodes if other.spec.role is NodeRole.MANAGER]
+    if len(managers) == 1:
+        raise ConflictError(
+            "attempting to demote the last manager of the swarm: promote another node first"
+        )
+    raise NotImplementedYetError(
+        f"node {node.id} cannot be demoted: this version of swarmd does not move managers"
+    )
