@@ -14,12 +14,18 @@ import subprocess
 
 import msgspec
 
-from proto.errors import ResourceExhaustedError, RuntimeFailedError, SwarmError
+from proto.errors import RuntimeFailedError
 from worker.runtime import spawn
 from worker.runtime.api import ContainerConfig
 from worker.runtime.directory import ContainerDirectory
 
 _REPORT_BYTES_MAX = 1 << 16
+# What runc puts before the cause, in this order.
+_PREFIXES = (
+    "runc create failed: ",
+    "unable to start container process: ",
+    "error during container init: ",
+)
 CONTROL_REOPEN_LOG = b"2 0 0\n"
 
 
@@ -120,35 +126,36 @@ def _pid_of(line: bytes, config: ContainerConfig) -> int:
     raise failure(report.message, config)
 
 
-def failure(message: str, config: ContainerConfig) -> SwarmError:
+def failure(message: str, config: ContainerConfig) -> RuntimeFailedError:
     """Turn the last words of crun or runc into a sentence as Docker has it."""
     text = _plain(message)
-    program = config.argv[0] if config.argv else ""
     lower = text.lower()
+    program = config.argv[0] if config.argv else ""
     if "no space left on device" in lower:
-        return ResourceExhaustedError(f"the disk is full: {text}")
-    if "not found in $path" in lower or ("executable file" in lower and "no such file" in lower):
-        return RuntimeFailedError(f'exec: "{program}": executable file not found in $PATH')
-    if _is_about(program, text) and "no such file" in lower:
-        return RuntimeFailedError(f'exec: "{program}": stat {program}: no such file or directory')
-    if _is_about(program, text) and "permission denied" in lower:
-        return RuntimeFailedError(f'exec: "{program}": permission denied')
-    if "chdir" in lower or "cwd" in lower:
+        return RuntimeFailedError(f"the disk is full: {text}")
+    if lower.startswith(("executable file `", "exec: ")) and "not found in $path" in lower:
+        reason = (
+            f"stat {program}: no such file or directory"
+            if "/" in program
+            else "executable file not found in $PATH"
+        )
+        return RuntimeFailedError(f'exec: "{program}": {reason}')
+    if lower.startswith("open executable: "):
+        return RuntimeFailedError(f'exec: "{program}": {lower.partition(": ")[2]}')
+    if "chdir" in lower:
         return RuntimeFailedError(
             f'cannot change to the working directory "{config.working_dir}": {text}'
         )
     return RuntimeFailedError(text or "the container runtime failed without a message")
 
 
-def _is_about(program: str, text: str) -> bool:
-    return bool(program) and f"`{program}`" in text.replace('"', "`")
-
-
 def _plain(message: str) -> str:
-    """Strip what the runtimes write around their sentence: time, level, prefix."""
+    """Strip what the runtimes write around their sentence: time, level, what runc was doing."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     line = lines[-1] if lines else ""
     quoted = re.search(r'level=error msg="((?:[^"\\]|\\.)*)"', line)
     if quoted:
         line = quoted[1].replace('\\"', '"')
-    return re.sub(r"^(?:\d{4}-\d\d-\d\dT\S+:\s*)?(?:\[?[Ee]rror\]?:?\s*)?", "", line)
+    for prefix in _PREFIXES:
+        line = line.removeprefix(prefix)
+    return line

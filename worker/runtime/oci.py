@@ -200,9 +200,7 @@ class OciRuntime:
             output_bytes_max=_MESSAGE_BYTES_MAX,
         )
         if finished.code != 0:
-            raise _sentence(
-                conmon.failure(finished.output.decode(errors="replace"), config), container_id
-            )
+            raise conmon.failure(finished.output.decode(errors="replace"), config)
         return record.pid
 
     async def wait(self, container_id: ContainerID) -> ExitStatus:
@@ -382,7 +380,7 @@ def _nothing(_step: str) -> None:
     pass
 
 
-def _sentence(error: Exception, container_id: ContainerID) -> SwarmError:
+def _sentence(error: Exception, container_id: ContainerID) -> RuntimeFailedError:
     """Turn whatever stopped a creation into the one error of this seam."""
     match error:
         case RuntimeFailedError():

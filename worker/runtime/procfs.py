@@ -20,6 +20,16 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def is_child(pid: int, program: str) -> bool:
+    """Return whether it is a child of this process, alive or a zombie, that runs `program`."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return values.get("Name") == program and values.get("PPid") == str(os.getpid())
+
+
 def _stat(pid: int) -> tuple[bytes, int] | None:
     """Return the state and the start time; None if there is no such process."""
     try:

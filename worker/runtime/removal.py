@@ -48,6 +48,7 @@ def destroy(
     record = directory.record()
     if record is None:
         kill_unrecorded(container_id)
+        _bury_monitor(directory.read_pid("conmon.pid"))
     elif record.boot_id == boot_id:
         kill_recorded(record)
     after_step("killed")
@@ -91,6 +92,22 @@ def kill_unrecorded(container_id: ContainerID) -> None:
                 _end(pid, started, 0.0)
         time.sleep(_SCAN_PAUSE_SECONDS)
     raise RuntimeFailedError(f"processes of container {container_id[:12]} do not end")
+
+
+def _bury_monitor(pid: int | None) -> None:
+    """Wait for a monitor that ends by itself, where the daemon has inherited it as a child."""
+    if pid is None or not procfs.is_child(pid, "conmon"):
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if poll.poll(_KILLED_SECONDS_MAX * 1000):
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    os.close(descriptor)
 
 
 def _end(pid: int, started: int, patience_seconds: float) -> None:

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from proto.errors import ResourceExhaustedError, RuntimeFailedError
+from proto.errors import RuntimeFailedError
 from worker.runtime import syscalls
 from worker.runtime.api import ContainerMount
 
@@ -201,10 +201,7 @@ def _copy_tree(content: str, target: Path, descriptor: int, mount: ContainerMoun
     )
     if finished.returncode != 0:
         reason = finished.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        sentence = (
+        raise RuntimeFailedError(
             f"the image's content of {mount.target} cannot be copied to the volume at"
             f" {mount.source}: {''.join(reason)}"
         )
-        if "No space left" in sentence:
-            raise ResourceExhaustedError(sentence)
-        raise RuntimeFailedError(sentence)

@@ -9,6 +9,7 @@ runtime-spec 1.0.2 `config.md`, `config-linux.md`.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from typing import Literal
 
@@ -229,7 +230,7 @@ def _mounts(
 
 
 def _clean(target: str) -> str:
-    return "/" + target.strip("/")
+    return posixpath.normpath("/" + target.lstrip("/"))
 
 
 def _bind(target: str, source: str, options: Sequence[str]) -> dict[str, object]:
@@ -244,14 +245,14 @@ def _user_mount(mount: ContainerMount) -> dict[str, object]:
         if mount.read_only:
             options.append("ro")
         return {
-            "destination": mount.target,
+            "destination": _clean(mount.target),
             "type": "tmpfs",
             "source": "tmpfs",
             "options": options,
         }
     options = ["rbind" if mount.is_recursive else "bind", mount.propagation]
     options.append("ro" if mount.read_only else "rw")
-    return _bind(mount.target, mount.source, options)
+    return _bind(_clean(mount.target), mount.source, options)
 
 
 def _default_mounts() -> list[dict[str, object]]:

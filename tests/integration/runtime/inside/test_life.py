@@ -229,6 +229,9 @@ async def test_cancelled_creation_leaves_nothing(runtime, config, place):
             await runtime.remove(wanted.id)
 
 
+test_cancelled_creation_leaves_nothing.has_orphans = True
+
+
 async def test_exit_code_outlives_reboot(make, config, place):
     """After a reboot the exit code is still there, and an interrupted container is broken."""
     first = make()

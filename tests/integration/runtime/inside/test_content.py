@@ -1,0 +1,283 @@
+"""What a container sees: its files, rights, limits and mounts."""
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from worker.runtime import cgroups
+from worker.runtime.api import ContainerLimits, ContainerMount
+
+IS_VERSION_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+needs_controllers = pytest.mark.skipif(
+    IS_VERSION_2 and "memory" not in Path("/sys/fs/cgroup/cgroup.controllers").read_text(),
+    reason="the controllers belong to version 1 on this machine",
+)
+
+
+async def test_identity_and_environment(run, config):
+    """User, groups, home, host name, path and working directory are Docker's."""
+    code, output = await run(
+        config(
+            'id; echo "$HOME $HOSTNAME $PATH $A"; pwd; stat -c %u:%a .; cat /etc/hostname',
+            user="web",
+            groups=("4000",),
+            working_dir="/made/for/me",
+            env=("A=1", "A=2"),
+            hostname="box.example",
+        )
+    )
+    assert code == 0
+    assert output.splitlines() == [
+        "uid=1000(web) gid=1000(web) groups=1000(web),2000(extra),4000",
+        "/home/web box.example /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin 2",
+        "/made/for/me",
+        "0:755",
+        "box.example",
+    ]
+
+
+async def test_network_files(run, config, netns):
+    """Names and resolvers are those of the config; the host name is part of the ID."""
+    wanted = config(
+        "cat /etc/hosts /etc/resolv.conf; cat /etc/hostname",
+        netns_path=netns,
+        address="10.0.0.5/24",
+        hosts=("10.0.0.9 db db.local",),
+        nameservers=("127.0.0.11",),
+        search_domains=("example",),
+        dns_options=("ndots:0",),
+    )
+    _, output = await run(wanted)
+    assert output.splitlines()[-6:] == [
+        "10.0.0.9\tdb db.local",
+        f"10.0.0.5\t{wanted.id[:12]}",
+        "nameserver 127.0.0.11",
+        "search example",
+        "options ndots:0",
+        wanted.id[:12],
+    ]
+
+
+async def test_rights(run, config):
+    """The filter is on, capabilities are Docker's with the changes, and users have none."""
+    script = "while read -r a b; do case $a in Cap*|NoNew*|Seccomp:) echo $a $b;; esac; done"
+    script += " < /proc/self/status"
+    _, output = await run(config(script))
+    usual = dict(line.split(": ") for line in output.splitlines())
+    assert usual == {
+        "CapInh": "0000000000000000",
+        "CapPrm": "00000000a80425fb",
+        "CapEff": "00000000a80425fb",
+        "CapBnd": "00000000a80425fb",
+        "CapAmb": "0000000000000000",
+        "NoNewPrivs": "0",
+        "Seccomp": "2",
+    }
+    _, output = await run(
+        config(
+            script,
+            user="1000",
+            capability_drop=("ALL",),
+            capability_add=("net_bind_service",),
+            no_new_privileges=True,
+            seccomp="unconfined",
+        )
+    )
+    changed = dict(line.split(": ") for line in output.splitlines())
+    assert changed["CapEff"] == "0000000000000000"
+    assert changed["CapBnd"] == "0000000000000400"
+    assert changed["NoNewPrivs"] == "1"
+    assert changed["Seccomp"] == "0"
+
+
+async def test_filter_refuses(run, config):
+    """A call outside the profile fails with its capability missing: mounting does."""
+    code, output = await run(config("mount -t tmpfs none /data"))
+    assert code != 0
+    assert "ermitted" in output or "denied" in output
+
+
+async def test_mounts(run, config, tmp_path):
+    """Binds, a read-only one, a tmpfs with size and mode, and nested targets in any order."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("outside")
+    missing = tmp_path / "not/yet"
+    _, output = await run(
+        config(
+            "cat /x/in/file; echo; touch /x/in/new && echo wrote; touch /ro/new 2>/dev/null"
+            " || echo refused; stat -c %a /t; while read -r _ m t o _; do"
+            " case $m in /t) echo $t $o;; esac; done < /proc/mounts; touch /made/here",
+            mounts=(
+                ContainerMount(type="bind", target="/x/in", source=str(outside)),
+                ContainerMount(type="tmpfs", target="/x"),
+                ContainerMount(
+                    type="bind", target="/ro", source=str(outside), read_only=True
+                ),
+                ContainerMount(
+                    type="tmpfs", target="/t", tmpfs_size_bytes=1 << 20, tmpfs_mode=0o700
+                ),
+                ContainerMount(
+                    type="bind", target="/made", source=str(missing), create_source=True
+                ),
+            ),
+        )
+    )
+    assert output.splitlines() == [
+        "outside",
+        "wrote",
+        "refused",
+        "700",
+        "tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k,mode=700",
+    ]
+    assert (missing / "here").exists()
+
+
+async def test_first_content_of_a_volume(run, config, tmp_path):
+    """A new volume gets the image's files, owners and mode; a used one is left as it is."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    mount = ContainerMount(type="bind", target="/data", source=str(volume), copy_up=True)
+    _, output = await run(config("cat /data/first; echo changed > /data/first", mounts=(mount,)))
+    assert output == "from the image"
+    status = (volume / "first").stat()
+    assert (status.st_uid, stat.S_IMODE(volume.stat().st_mode)) == (1000, 0o750)
+    _, output = await run(config("cat /data/first", mounts=(mount,)))
+    assert output == "changed\n"
+    assert sorted(os.listdir(tmp_path)) == ["swarm", "volume"]
+
+
+async def test_read_only_root(run, config):
+    """Nothing of the root can be written, /dev/shm can."""
+    _, output = await run(
+        config(
+            "for f in /a /etc/hosts /dev/shm/a; do"
+            " (echo x > $f) 2>/dev/null && echo yes $f || echo no $f; done",
+            read_only=True,
+        )
+    )
+    assert output.splitlines() == ["no /a", "no /etc/hosts", "yes /dev/shm/a"]
+
+
+async def test_layers_and_writable_layer(run, config, layer, tmp_path):
+    """Higher layers win, and what a container writes is its own."""
+    high = tmp_path / "high"
+    (high / "data").mkdir(parents=True)
+    (high / "data/first").write_text("higher\n")
+    layers = (str(layer), str(high))
+    for _ in range(2):
+        _, output = await run(config("cat /data/first; echo x > /data/first", layers=layers))
+        assert output == "higher\n"
+
+
+async def test_very_many_layers(run, config, layer, tmp_path):
+    """Layers whose names do not fit the kernel's page are mounted all the same."""
+    names = [str(layer)]
+    for number in range(60):
+        directory = tmp_path / f"{'long' * 20}-{number}"
+        directory.mkdir()
+        (directory / f"file{number}").write_text("")
+        names.append(str(directory))
+    _, output = await run(config("echo /file*", layers=tuple(names)))
+    assert len(output.split()) == 60
+
+
+async def test_init(run, config):
+    """With init the first process is a small one that passes the exit code on."""
+    code, output = await run(config("head -c 17 /proc/1/cmdline; exit 3", init=True))
+    assert (code, output) == (3, "/sbin/docker-init")
+
+
+async def test_terminal(run, config):
+    """With a terminal output is one stream with the terminal's line ends."""
+    _, output = await run(config("test -t 1 && echo $TERM; echo err >&2", tty=True))
+    assert output == "xterm\r\nerr\r\n"
+
+
+async def test_limits_without_controllers(run, config, netns):
+    """ulimits, the OOM score and sysctls arrive."""
+    code, output = await run(
+        config(
+            "ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj"
+            " /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax",
+            ulimits=(("nofile", 100, 200),),
+            oom_score_adj=300,
+            sysctls={"kernel.msgmax": "9000"},
+            netns_path=netns,
+        )
+    )
+    assert (code, output.split()) == (0, ["100", "200", "300", "0", "9000"])
+
+
+@needs_controllers
+async def test_limits(runtime, config, cgroup_parent):
+    """CPU, memory and process limits are in the cgroup's files."""
+    wanted = config(
+        "sleep 60",
+        limits=ContainerLimits(
+            nano_cpus=1_500_000_000,
+            memory_bytes=64 << 20,
+            memory_reservation_bytes=32 << 20,
+            pids=33,
+        ),
+    )
+    await runtime.create(wanted)
+    relative = f"{cgroup_parent.strip('/')}/{wanted.id}"
+    files = (
+        {
+            "cpu.max": "150000 100000",
+            "memory.max": str(64 << 20),
+            "memory.low": str(32 << 20),
+            "pids.max": "33",
+        }
+        if IS_VERSION_2
+        else {
+            "cpu/cpu.cfs_quota_us": "150000",
+            "cpu/cpu.cfs_period_us": "100000",
+            "memory/memory.limit_in_bytes": str(64 << 20),
+            "memory/memory.soft_limit_in_bytes": str(32 << 20),
+            "pids/pids.max": "33",
+        }
+    )
+    for name, value in files.items():
+        controller, _, file = name.rpartition("/")
+        path = Path("/sys/fs/cgroup", controller, relative, file)
+        assert path.read_text().strip() == value
+
+
+@needs_controllers
+async def test_out_of_memory(runtime, config):
+    """A container that the kernel killed for memory says so, also to the next daemon."""
+    wanted = config(
+        "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done",
+        limits=ContainerLimits(memory_bytes=8 << 20, swap_bytes=8 << 20),
+    )
+    await runtime.create(wanted)
+    await runtime.start(wanted.id)
+    async with asyncio.timeout(20):
+        ended = await runtime.wait(wanted.id)
+    assert (ended.exit_code, ended.oom_killed) == (137, True)
+    (state,) = await runtime.list_containers()
+    assert state.exit == ended
+
+
+async def test_devices(run, config):
+    """The usual devices are there and work; any other cannot be opened."""
+    _, output = await run(
+        config(
+            "for d in null zero full random urandom tty ptmx; do test -c /dev/$d || echo no $d;"
+            " done; test $(head -c 3 /dev/zero | wc -c) = 3 && echo zero;"
+            " echo x > /dev/null && echo null"
+        )
+    )
+    assert output.splitlines() == ["zero", "null"]
+
+
+async def test_seen_cgroups(runtime):
+    """The layout is told from the mounts."""
+    layout = cgroups.detect()
+    assert layout.version == (2 if IS_VERSION_2 else 1)
+    assert layout.roots
