@@ -13,6 +13,7 @@ from manager.httpapi.middleware import (
 )
 from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, STREAMS
 from manager.httpapi.routes import (
+    distribution,
     events,
     images,
     logs,
@@ -35,6 +36,7 @@ _TABLES = (
     logs.ROUTES,
     images.ROUTES,
     events.ROUTES,
+    distribution.ROUTES,
     others.ROUTES,
 )
 

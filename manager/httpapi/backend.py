@@ -27,10 +27,12 @@ from proto.objects import (
     Task,
 )
 from worker.images.api import Deleted, Image, Progress, RegistryAuth
+from worker.images.removal import ImageUse
 from worker.runtime.api import LogOptions, LogRecord
 
 LocalNodeState = Literal["inactive", "pending", "active", "error", "locked"]
 ShowProgress = Callable[[Progress], None]
+InUse = Mapping[ImageID, ImageUse]
 
 
 class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,23 +209,23 @@ class Images(Protocol):
         """Return all images."""
 
     def load(
-        self, stream: AsyncIterator[bytes], *, progress: ShowProgress | None = None
+        self, stream: AsyncIterator[bytes], *, progress: ShowProgress = ...
     ) -> Awaitable[Sequence[str]]:
         """Read images from a tar stream; return the references or IDs that it held."""
 
     def import_rootfs(
         self,
         stream: AsyncIterator[bytes],
-        ref: str,
+        ref: str = "",
         *,
         changes: Sequence[str] = (),
         message: str = "",
-        progress: ShowProgress | None = None,
-    ) -> Awaitable[ImageID]:
+        progress: ShowProgress = ...,
+    ) -> Awaitable[Image]:
         """Make an image of a tar of a root file system; `ref` may be ""."""
 
     def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
-        """Stream images as a tar."""
+        """Stream images as a tar; one that is missing raises at the call."""
 
     def pull(
         self,
@@ -231,31 +233,31 @@ class Images(Protocol):
         *,
         auth: RegistryAuth | None = None,
         platform: str = "",
-        progress: ShowProgress | None = None,
+        progress: ShowProgress = ...,
     ) -> Awaitable[Image]:
         """Fetch an image; those who ask for the same at once share the work."""
 
     def push(
-        self,
-        ref: str,
-        *,
-        auth: RegistryAuth | None = None,
-        progress: ShowProgress | None = None,
-    ) -> Awaitable[object]:
-        """Send an image to its registry."""
+        self, ref: str, *, auth: RegistryAuth | None = None, progress: ShowProgress = ...
+    ) -> Awaitable[str]:
+        """Send an image to its registry; return its digest there."""
 
-    def tag(self, src: str, dst: str) -> Awaitable[object]:
+    def tag(self, source: str, target: str) -> Awaitable[object]:
         """Name an image."""
 
     def remove(
-        self,
-        ref: str,
-        *,
-        force: bool = False,
-        prune: bool = True,
-        in_use: Mapping[ImageID, tuple[str, ...]] = {},
+        self, ref: str, *, force: bool = False, prune: bool = True, in_use: InUse = ...
     ) -> Awaitable[Sequence[Deleted]]:
         """Remove a name, and the image with the last one."""
+
+    def prune(
+        self,
+        *,
+        all: bool = False,  # noqa: A002 -- the option's name
+        in_use: InUse = ...,
+        filters: Mapping[str, Sequence[str]] | None = None,
+    ) -> Awaitable[tuple[Sequence[Deleted], int]]:
+        """Remove images that nobody needs; return also how many bytes that freed."""
 
 
 class Backend(Protocol):
@@ -300,5 +302,5 @@ class Backend(Protocol):
         Closing the iterator ends the work on every node.
         """
 
-    def images_in_use(self) -> Mapping[ImageID, tuple[str, ...]]:
-        """Map images to the IDs of the containers that need them."""
+    def images_in_use(self) -> InUse:
+        """Map each image that a container of this node has to the container."""

@@ -74,21 +74,25 @@ class Streams:
             task.cancel()
 
 
+def _nothing(_: object) -> bytes:
+    return b""
+
+
 async def with_progress(
     operation: Callable[[Callable[[Progress], None]], Awaitable[T]],
     *,
-    render: Callable[[Progress], bytes] = progress_line,
-    finish: Callable[[T], bytes],
+    finish: Callable[[T], bytes] = _nothing,
+    held_count: int = 0,
 ) -> AsyncGenerator[bytes]:
     """Run an operation and yield its progress, then how it ended.
 
-    An operation that fails before its first step raises, so that the response can still have a
-    status; later, the failure is the last line. Closing the generator cancels the operation.
+    An operation that fails before anything was yielded raises, so that the response can still have
+    a status; later, the failure is the last line. Closing the generator cancels the operation.
 
     Args:
         operation: given a function that takes each step, from the event loop's thread or others.
-        render: writes a step.
         finish: writes the result.
+        held_count: so many first steps are kept back until another one comes.
     """
     steps: asyncio.Queue[Progress | None] = asyncio.Queue(PROGRESS_QUEUED_MAX)
     loop = asyncio.get_running_loop()
@@ -107,18 +111,22 @@ async def with_progress(
     task = loop.create_task(run())
     # Two hops: steps shown just before the end are still on their way through the loop.
     task.add_done_callback(lambda _: loop.call_soon(put, None))
+    held: list[bytes] = []
     has_begun = False
     try:
         while (step := await steps.get()) is not None:
-            has_begun = True
-            yield render(step)
+            held.append(progress_line(step))
+            if has_begun or len(held) > held_count:
+                has_begun = True
+                yield b"".join(held)
+                held.clear()
         try:
             last = finish(task.result())
         except SwarmError as error:
             if not has_begun:
                 raise
             last = error_line(error.message)
-        yield last
+        yield b"".join([*held, last])
     finally:
         task.cancel()
         await asyncio.wait([task])

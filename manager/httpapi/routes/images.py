@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from aiohttp import web
 
-from manager.httpapi.backend import Backend, ShowProgress
+from manager.httpapi.backend import ShowProgress
 from manager.httpapi.convert.image import (
     deleted_to_json,
     history_to_json,
@@ -24,7 +24,7 @@ from manager.httpapi.filters import (
     parse_filters,
     select_images,
 )
-from manager.httpapi.frames import json_line, stream_line
+from manager.httpapi.frames import stream_line
 from manager.httpapi.requests import (
     CLOCK,
     STREAMS,
@@ -35,10 +35,9 @@ from manager.httpapi.requests import (
 )
 from manager.httpapi.streams import closed, with_progress
 from manager.httpapi.timestamps import parse_moment
-from proto.errors import InvalidError, NotFoundError, NotImplementedYetError
-from proto.ids import ImageID
+from proto.errors import InvalidError, NotImplementedYetError
 from proto.objects import NANOSECONDS
-from worker.images.api import Deleted, Image, Progress
+from worker.images.api import Image
 from worker.images.references import parse, parse_tagged
 
 UPLOAD_PIECE_BYTES = 256 * 1024
@@ -109,32 +108,12 @@ async def prune(request: web.Request) -> web.StreamResponse:
     filters = parse_filters(request.query.get("filters", ""), IMAGE_PRUNE_FILTERS)
     only_dangling = flag_of(filters, "dangling", default=True)
     others = {name: values for name, values in filters.items() if name != "dangling"}
-    in_use = backend.images_in_use()
-    candidates = [
-        image
-        for image in select_images(backend.images.images(), others, _bounds(request, others))
-        if image.id not in in_use and not (only_dangling and image.repo_tags)
-    ]
-    deleted, freed_bytes = await _remove_each(backend, candidates, in_use)
+    deleted, freed_bytes = await backend.images.prune(
+        all=not only_dangling, in_use=backend.images_in_use(), filters=others
+    )
     return json_response(
         {"ImagesDeleted": deleted_to_json(deleted) or None, "SpaceReclaimed": freed_bytes}
     )
-
-
-async def _remove_each(
-    backend: Backend, images: list[Image], in_use: Mapping[ImageID, tuple[str, ...]]
-) -> tuple[list[Deleted], int]:
-    deleted: list[Deleted] = []
-    freed_bytes = 0
-    for image in images:
-        try:
-            # By ID and with force: every name of the image goes.
-            done = await backend.images.remove(image.id, force=True, prune=True, in_use=in_use)
-        except NotFoundError:
-            continue  # somebody else removed it meanwhile
-        deleted += done
-        freed_bytes += image.size_bytes if any(one.deleted == image.id for one in done) else 0
-    return deleted, freed_bytes
 
 
 async def _json_stream(request: web.Request, chunks: AsyncGenerator[bytes]) -> web.StreamResponse:
@@ -182,20 +161,12 @@ async def _pull(request: web.Request) -> web.StreamResponse:
     auth = registry_auth(request)
     platform = request.query.get("platform", "")
     ref = reference.familiar
-    before = {image.id for image in store.images()}
 
     async def run(show: ShowProgress) -> Image:
         return await store.pull(ref, auth=auth, platform=platform, progress=show)
 
-    def finish(image: Image) -> bytes:
-        name = reference.familiar_name
-        digests = [d.rpartition("@")[2] for d in image.repo_digests if d.startswith(f"{name}@")]
-        news = "Image is up to date" if image.id in before else "Downloaded newer image"
-        lines = [{"status": f"Digest: {digest}"} for digest in digests[:1]]
-        lines.append({"status": f"Status: {news} for {ref}"})
-        return b"".join(json_line(line) for line in lines)
-
-    return await _json_stream(request, with_progress(run, finish=finish))
+    # Whether the image exists is known after the first step: its absence is still a status.
+    return await _json_stream(request, with_progress(run, held_count=1))
 
 
 async def _import(request: web.Request) -> web.StreamResponse:
@@ -213,15 +184,12 @@ async def _import(request: web.Request) -> web.StreamResponse:
     changes = tuple(request.query.getall("changes", []))
     message = request.query.get("message", "")
 
-    async def run(show: ShowProgress) -> ImageID:
+    async def run(show: ShowProgress) -> Image:
         return await store.import_rootfs(
             _upload(request), ref, changes=changes, message=message, progress=show
         )
 
-    def finish(image_id: ImageID) -> bytes:
-        return json_line({"status": image_id})
-
-    return await _json_stream(request, with_progress(run, finish=finish))
+    return await _json_stream(request, with_progress(run))
 
 
 async def load(request: web.Request) -> web.StreamResponse:
@@ -288,11 +256,10 @@ async def save_many(request: web.Request) -> web.StreamResponse:
 async def _save(request: web.Request, names: list[str]) -> web.StreamResponse:
     _refuse_platform(request, "save")
     store = backend_of(request).images
-    for name in names:
-        store.resolve(name)  # a name that is not here must be an error with a status
+    pieces = _pieces(store.save(names))  # a name that is not here raises before the response
     response = web.StreamResponse()
     response.content_type = "application/x-tar"
-    return await request.app[STREAMS].send(request, response, _pieces(store.save(names)))
+    return await request.app[STREAMS].send(request, response, pieces)
 
 
 async def _pieces(source: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -316,14 +283,10 @@ async def push(request: web.Request) -> web.StreamResponse:
     store.resolve(ref)
     auth = registry_auth(request)
 
-    async def run(show: ShowProgress) -> None:
-        show(Progress(status=f"The push refers to repository [{reference.name}]"))
-        await store.push(ref, auth=auth, progress=show)
+    async def run(show: ShowProgress) -> str:
+        return await store.push(ref, auth=auth, progress=show)
 
-    def finish(_: None) -> bytes:
-        return json_line({"status": f"{ref}: pushed"})
-
-    return await _json_stream(request, with_progress(run, finish=finish))
+    return await _json_stream(request, with_progress(run))
 
 
 ROUTES = (

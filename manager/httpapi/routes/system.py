@@ -47,8 +47,7 @@ async def disk_usage(request: web.Request) -> web.StreamResponse:
         {
             "LayersSize": sum(image.size_bytes for image in images),
             "Images": [
-                image_summary_to_json(image, containers=len(in_use.get(image.id, ())))
-                for image in images
+                image_summary_to_json(image, containers=int(image.id in in_use)) for image in images
             ],
             "Containers": [],
             "Volumes": [],
