@@ -208,6 +208,11 @@ class Agent:
         ended = sum(machine.phase is Phase.ENDED for machine in machines)
         return running, ended
 
+    def running_containers(self) -> frozenset[ContainerID]:
+        """Return the containers that have a living process."""
+        machines = self._table.machines.values()
+        return frozenset(container_id_of(m.task_id) for m in machines if m.has_process)
+
     def images_in_use(self) -> Mapping[ImageID, tuple[ContainerID, ...]]:
         """Return the images of all containers, those being made included."""
         uses: dict[ImageID, list[ContainerID]] = {}

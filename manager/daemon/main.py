@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
-from worker.images.store import ImageStore
 
 from manager.daemon.config import DaemonConfig
 from manager.daemon.logging import configure_logging
@@ -27,6 +26,7 @@ from manager.httpapi.server import serve_unix
 from overlay.node import BridgeNetwork
 from proto.clock import Clock, SystemClock
 from proto.errors import InUseError, RuntimeFailedError, SwarmError
+from worker.images.store import ImageStore
 from worker.runtime import cgroups
 from worker.runtime.oci import OciRuntime
 from worker.runtime.probe import CANDIDATES, probe

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from typing_extensions import override
 
 from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
@@ -65,6 +66,7 @@ class NodeControl(Control):
         super().__init__(membership.store, clock, rng)
         self._membership = membership
 
+    @override
     async def update_cluster(
         self,
         version: int,

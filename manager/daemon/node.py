@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 import structlog
-from worker.images.store import ImageStore
 
 from manager.daemon.addresses import resolve_advertise, resolve_listen
 from manager.daemon.config import DaemonConfig
@@ -33,12 +32,17 @@ from overlay.api import NodeNetwork
 from proto.clock import Clock
 from proto.errors import ConflictError, InvalidError, LockedError, SwarmError, UnavailableError
 from proto.ids import ImageID, NodeID, TaskID
-from proto.objects import Object, Task
+from proto.objects import Node, NodeState, Object, Task
 from raft.keys import Kek
 from worker.agent import Agent
+from worker.images.removal import ImageUse
+from worker.images.store import ImageStore
 from worker.runtime.api import LogOptions, LogRecord, Runtime
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# How long `swarm init` waits for the node's own worker to report.
+READY_SECONDS_MAX = 5.0
 
 _NOT_IN_SWARM = (
     'This node is not a swarm manager. Use "swarm init" or "swarm join" to connect this node '
@@ -113,6 +117,7 @@ class SwarmNode:
             await self._stop_manager()
             await self._stop_agent()
             await self._runtime.close()
+            await self._images.close()
 
     def _start_agent(self, identity: Identity) -> None:
         self._supervisor.start("agent", lambda: self._run_agent(identity))
@@ -204,7 +209,24 @@ class SwarmNode:
             self._take_up(membership)
             self._start_agent(identity)
             log.info("swarm_initialised", node_id=node_id, advertise_addr=advertise_addr)
-            return node_id
+        await self._wait_for_agent(membership, node_id)
+        return node_id
+
+    @staticmethod
+    async def _wait_for_agent(membership: Membership, node_id: NodeID) -> None:
+        """Let `node ls` right after `swarm init` show what it will show from then on."""
+        try:
+            async with (
+                asyncio.timeout(READY_SECONDS_MAX),
+                membership.store.watch(Node) as watch,
+            ):
+                node = watch.view.nodes.get(node_id)
+                while node is not None and node.status.state is not NodeState.READY:
+                    await anext(watch)
+                    node = membership.store.view().nodes.get(node_id)
+        except (TimeoutError, StopAsyncIteration):
+            # The cluster exists and says why the node is not ready; that is no failure to begin it.
+            log.warning("agent_not_ready", node_id=node_id, waited_seconds=READY_SECONDS_MAX)
 
     async def swarm_leave(self, *, force: bool) -> None:
         """Leave the swarm: every task's container goes, then the state."""
@@ -300,9 +322,16 @@ class SwarmNode:
             images=len(self._images.images()),
         )
 
-    def images_in_use(self) -> Mapping[ImageID, tuple[str, ...]]:
-        """Map images to the containers that need them."""
-        return self._agent.images_in_use() if self._agent is not None else {}
+    def images_in_use(self) -> Mapping[ImageID, ImageUse]:
+        """Map images to a container that needs each, a running one if there is one."""
+        if self._agent is None:
+            return {}
+        running = self._agent.running_containers()
+        uses: dict[ImageID, ImageUse] = {}
+        for image_id, containers in self._agent.images_in_use().items():
+            chosen = min(containers, key=lambda container: (container not in running, container))
+            uses[image_id] = ImageUse(container_id=chosen, is_running=chosen in running)
+        return uses
 
     def task_logs(
         self, task_ids: Sequence[TaskID], options: LogOptions
