@@ -290,11 +290,11 @@ class Store:
             await self._log.save_snapshot(index, snapshot_chunks(view))
         except (OSError, SwarmError) as error:
             self._snapshot_not_before = self._clock.monotonic() + SNAPSHOT_RETRY_SECONDS
-            log.error("snapshot_failed", index=index, error=str(error))  # noqa: TRY400 -- one line
+            log.error("state_not_saved", index=index, error=str(error))  # noqa: TRY400 -- one line
         else:
             self._bytes_since_snapshot -= byte_count
             seconds = self._clock.monotonic() - start
-            log.info("snapshot_saved", index=index, version=view.version, seconds=seconds)
+            log.info("state_saved", index=index, version=view.version, seconds=round(seconds, 3))
         finally:
             self._snapshot_task = None
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -29,6 +32,8 @@ from proto.objects import (
     spec_version_id,
 )
 from proto.states import TaskState
+from raft.keys import KeyRing
+from raft.single import SingleLog
 
 replace = msgspec.structs.replace
 
@@ -203,5 +208,37 @@ async def main() -> None:
     print(f"one status per transaction: {1e6 * seconds / len(tasks):.0f} us each")
 
 
+async def measure_disk(services: int, per_service: int) -> None:
+    """Do the same on the encrypted log, with a restart of the whole manager's state."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "raft"
+        keys = KeyRing.create(directory, os.urandom, None)
+        log = SingleLog.open(directory, keys)
+        store = Store.open(log, SystemClock())
+        rng = random.Random(1)
+        start = time.perf_counter()
+        await store.batch(
+            range(services), lambda tx, number: add_service(rng, per_service, tx, number)
+        )
+        print(f"on disk: created in {time.perf_counter() - start:.2f} s")
+        for has_snapshot in (False, True):
+            if has_snapshot:
+                await log.save_snapshot(store.applied_index, snapshot_chunks(store.view()))
+            await store.close()
+            await log.close()
+            start = time.perf_counter()
+            log = SingleLog.open(directory, keys)
+            store = Store.open(log, SystemClock())
+            seconds = time.perf_counter() - start
+            print(
+                f"on disk: restart {'with' if has_snapshot else 'without'} a snapshot: "
+                f"{seconds:.2f} s"
+            )
+        await store.close()
+        await log.close()
+        keys.close()
+
+
 if __name__ == "__main__":
     asyncio.run(main())
+    asyncio.run(measure_disk(int(sys.argv[1]), int(sys.argv[2])))

@@ -273,7 +273,7 @@ async def test_references_in_their_order(control: Control, make_spec: Any):
     assert control.service(first).spec.name == "web"
     with pytest.raises(InvalidError, match="no service is named"):
         control.service("")
-    with pytest.raises(NotFoundError, match="^service zz not found$"):
+    with pytest.raises(NotFoundError, match=r"^service zz not found$"):
         control.service("zz")
 
 
