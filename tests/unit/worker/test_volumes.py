@@ -1,0 +1,104 @@
+"""Volumes on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proto.errors import ConflictError, InvalidError, NotFoundError
+from proto.ids import ContainerID
+from worker.container import VolumeRequest
+from worker.volumes import VolumeStore
+
+C1, C2 = ContainerID("c" * 64), ContainerID("d" * 64)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VolumeStore:
+    """Make an empty store."""
+    return VolumeStore(tmp_path)
+
+
+def test_volume_is_made_once_and_kept(store: VolumeStore, tmp_path: Path) -> None:
+    """The first mount makes a volume with its labels; the second finds it, with its content."""
+    request = VolumeRequest(name="data", labels={"a": "b"})
+    first = store.resolve(request, C1, 5.0)
+    assert first.path == str(tmp_path / "volumes" / "data" / "_data")
+    assert first.is_empty
+    (Path(first.path) / "file").write_text("x")
+    again = store.resolve(VolumeRequest(name="data"), C2, 9.0)
+    assert (again.path, again.is_empty) == (first.path, False)
+    (volume,) = store.all()
+    assert (volume.labels, volume.created_at, volume.owner) == ({"a": "b"}, 5.0, "")
+
+
+def test_anonymous_volumes_go_with_their_container(store: VolumeStore) -> None:
+    """Only the container's own volumes are removed with it."""
+    name = "f" * 64
+    store.resolve(VolumeRequest(name=name, is_anonymous=True), C1, 1.0)
+    store.resolve(VolumeRequest(name="named"), C1, 1.0)
+    store.remove_owned(C2)
+    assert len(store.all()) == 2
+    store.remove_owned(C1)
+    assert [volume.name for volume in store.all()] == ["named"]
+
+
+def test_interrupted_creation_is_completed(store: VolumeStore, tmp_path: Path) -> None:
+    """A directory without its record is no volume yet, and becomes one."""
+    (tmp_path / "volumes" / "data" / "_data").mkdir(parents=True)
+    assert store.all() == []
+    assert store.create("data", now=1.0).name == "data"
+
+
+def test_interrupted_removal_can_be_repeated(store: VolumeStore) -> None:
+    """A volume whose content went, but not its record, can be removed again."""
+    volume = store.create("data", now=1.0)
+    Path(volume.mountpoint).rmdir()
+    store.remove("data")
+    assert store.all() == []
+    with pytest.raises(NotFoundError, match="data"):
+        store.remove("data")
+
+
+@pytest.mark.parametrize("name", ["a", "../x", "a/b", "-a", "x" * 300])
+def test_bad_names(store: VolumeStore, name: str, tmp_path: Path) -> None:
+    """A name that is none, or leads elsewhere, is refused and makes nothing."""
+    with pytest.raises(InvalidError, match="is invalid"):
+        store.create(name, now=1.0)
+    assert not (tmp_path / "volumes").exists()
+    with pytest.raises(NotFoundError):
+        store.inspect(name)
+
+
+def test_foreign_drivers_and_file_systems(store: VolumeStore, tmp_path: Path) -> None:
+    """Only the local driver exists, and it mounts nothing; it can bind a directory."""
+    with pytest.raises(InvalidError, match='driver "nfs" is not available'):
+        store.create("data", now=1.0, driver="nfs")
+    with pytest.raises(InvalidError, match="binds directories only"):
+        store.create("data", now=1.0, options={"type": "nfs", "device": ":/x"})
+    with pytest.raises(InvalidError, match='invalid option "size"'):
+        store.create("data", now=1.0, options={"size": "1g"})
+    with pytest.raises(InvalidError, match="is no directory"):
+        store.create("data", now=1.0, options={"o": "bind", "device": str(tmp_path / "none")})
+    device = tmp_path / "device"
+    device.mkdir()
+    options = {"type": "none", "o": "bind", "device": str(device)}
+    request = VolumeRequest(name="data", options=options)
+    assert store.resolve(request, C1, 1.0).path == str(device)
+    with pytest.raises(ConflictError):
+        store.create("data", now=1.0, options={"o": "bind", "device": str(tmp_path)})
+    store.remove("data")
+    assert device.is_dir()
+
+
+def test_subpath(store: VolumeStore, tmp_path: Path) -> None:
+    """A subpath must exist and stay inside, also through symbolic links."""
+    data = Path(store.create("data", now=1.0).mountpoint)
+    (data / "sub").mkdir()
+    (data / "out").symlink_to(tmp_path)
+    resolved = store.resolve(VolumeRequest(name="data", subpath="sub"), C1, 1.0)
+    assert resolved.path == str(data / "sub")
+    for subpath, sentence in (("none", "does not exist"), ("../..", "outside"), ("out", "outside")):
+        with pytest.raises(InvalidError, match=sentence):
+            store.resolve(VolumeRequest(name="data", subpath=subpath), C1, 1.0)
