@@ -11,7 +11,7 @@ from manager.httpapi.middleware import (
     checked_version,
     errors_as_json,
 )
-from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, STREAMS
+from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, STREAMS
 from manager.httpapi.routes import (
     distribution,
     events,
@@ -25,6 +25,7 @@ from manager.httpapi.routes import (
     tasks,
 )
 from manager.httpapi.streams import Streams
+from manager.httpapi.versions import API_VERSION, text_of
 from proto.clock import Clock, SystemClock
 
 _TABLES = (
@@ -50,6 +51,7 @@ def make_app(backend: Backend, *, clock: Clock | None = None) -> web.Application
     app[BACKEND] = backend
     app[STREAMS] = Streams()
     app[CLOCK] = clock or SystemClock()
+    app[HEADERS] = _headers_of(backend)
     for table in _TABLES:
         for method, path, handler in table:
             app.router.add_route(method, path, handler)
@@ -57,6 +59,17 @@ def make_app(backend: Backend, *, clock: Clock | None = None) -> web.Application
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_end_streams)
     return app
+
+
+def _headers_of(backend: Backend) -> dict[str, str]:
+    """Write what does not change while the daemon runs, once and not for each response."""
+    facts = backend.facts()
+    return {
+        "Api-Version": text_of(API_VERSION),
+        "Docker-Experimental": "false",
+        "Ostype": facts.os,
+        "Server": f"Swarm/{facts.version} ({facts.os})",
+    }
 
 
 async def _end_streams(app: web.Application) -> None:

@@ -8,8 +8,8 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from manager.httpapi.requests import BODY_BYTES_MAX, backend_of, json_response
-from manager.httpapi.versions import API_VERSION, negotiated, text_of
+from manager.httpapi.requests import BODY_BYTES_MAX, HEADERS, json_response
+from manager.httpapi.versions import negotiated
 from proto.errors import NotImplementedYetError, SwarmError
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -92,8 +92,4 @@ async def access_logged(request: web.Request, handler: Handler) -> web.StreamRes
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Put the headers that clients negotiate by on every response."""
-    facts = backend_of(request).facts()
-    response.headers["Api-Version"] = text_of(API_VERSION)
-    response.headers["Docker-Experimental"] = "false"
-    response.headers["Ostype"] = facts.os
-    response.headers["Server"] = f"Swarm/{facts.version} ({facts.os})"
+    response.headers.update(request.app[HEADERS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from worker.images.api import RegistryAuth
 BACKEND: web.AppKey[Backend] = web.AppKey("backend")
 STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
 CLOCK: web.AppKey[Clock] = web.AppKey("clock")
+HEADERS: web.AppKey[Mapping[str, str]] = web.AppKey("headers")
 
 # A service's spec of this size could not be stored anyway (the log takes 1.5 MiB).
 BODY_BYTES_MAX = 4 * 1024 * 1024

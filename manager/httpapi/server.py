@@ -40,10 +40,15 @@ class _IdleGuard:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._timers: dict[RequestHandler, asyncio.TimerHandle] = {}
+        self._is_closed = False
 
     def watch(self, protocol: RequestHandler) -> None:
         self.forget(protocol)
         loop = asyncio.get_running_loop()
+        if self._is_closed:
+            # Accepted just before the end. It gets its transport in the next turn of the loop.
+            loop.call_soon(loop.call_soon, protocol.force_close)
+            return
         self._timers[protocol] = loop.call_later(self._seconds, self._expire, protocol)
 
     def forget(self, protocol: RequestHandler) -> None:
@@ -52,8 +57,10 @@ class _IdleGuard:
             timer.cancel()
 
     def close(self) -> None:
-        for timer in self._timers.values():
+        self._is_closed = True
+        for protocol, timer in self._timers.items():
             timer.cancel()
+            protocol.force_close()
         self._timers.clear()
 
     def _expire(self, protocol: RequestHandler) -> None:
@@ -88,9 +95,13 @@ class Listener:
 
     async def close(self) -> None:
         """Take no more connections, end streams, finish requests, remove the socket."""
-        self._server.close()
         if _inode_of(self.path) == self._inode:  # else another daemon has taken the name
             self.path.unlink()
+        # Nobody can connect now. What was accepted must reach its protocol before the server
+        # closes: asyncio would forget it half made. Select, accept, attach: one turn for each.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self._server.close()
         await self._runner.cleanup()
         self._guard.close()
         await self._server.wait_closed()

@@ -1,0 +1,137 @@
+"""Merging, progress, and what closing them does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+import msgspec
+import pytest
+
+from manager.httpapi.streams import merged, with_progress
+from proto.errors import NotFoundError
+from worker.images.api import Progress
+
+
+class Source:
+    """An iterator that ends, fails or hangs, and tells when it was closed."""
+
+    def __init__(self, *items: int, then: str = "end") -> None:
+        self.items = items
+        self.then = then
+        self.is_closed = False
+
+    async def read(self) -> AsyncGenerator[int]:
+        """Yield the items."""
+        try:
+            for item in self.items:
+                yield item
+            if self.then == "hang":
+                await asyncio.Event().wait()
+            if self.then == "fail":
+                raise NotFoundError("task", "t")
+        finally:
+            self.is_closed = True
+
+
+async def _sources(*sources: Source) -> AsyncIterator[AsyncIterator[int]]:
+    for source in sources:
+        await asyncio.sleep(0)
+        yield source.read()
+
+
+async def test_all_sources_are_read_to_their_end() -> None:
+    """Those that come later too."""
+    first, second, third = Source(1, 2), Source(3), Source()
+    got = [item async for item in merged(first.read(), _sources(second, third))]
+    assert sorted(got) == [1, 2, 3]
+    assert first.is_closed
+    assert third.is_closed
+
+
+async def test_leaving_closes_every_source() -> None:
+    """A client that goes away must leave nothing running."""
+    first, second = Source(1, then="hang"), Source(2, then="hang")
+    async with aclosing(merged(first.read(), _sources(second))) as items:
+        got = {await anext(items), await anext(items)}
+    assert got == {1, 2}
+    assert first.is_closed
+    assert second.is_closed
+
+
+async def test_an_error_of_one_source_ends_all() -> None:
+    """The consumer sees it; the others are closed."""
+    first, second = Source(1, then="hang"), Source(then="fail")
+    with pytest.raises(NotFoundError):
+        [item async for item in merged(first.read(), _sources(second))]
+    assert first.is_closed
+
+
+Show = Callable[[Progress], None]
+
+
+async def _decoded(chunks: AsyncGenerator[bytes]) -> list[dict[str, object]]:
+    return [
+        msgspec.json.decode(line) async for chunk in chunks for line in chunk.splitlines() if line
+    ]
+
+
+async def test_steps_come_before_the_result() -> None:
+    """Also those that were shown just before the end."""
+
+    async def work(show: Show) -> str:
+        show(Progress(status="one"))
+        await asyncio.sleep(0)
+        show(Progress(status="two"))
+        return "done"
+
+    chunks = with_progress(work, finish=lambda text: msgspec.json.encode({"status": text}))
+    assert [line["status"] for line in await _decoded(chunks)] == ["one", "two", "done"]
+
+
+async def test_steps_from_another_thread_come_in_order() -> None:
+    """Unpacking reports from a thread."""
+
+    async def work(show: Show) -> None:
+        await asyncio.to_thread(lambda: [show(Progress(status=str(n))) for n in range(5)])
+
+    assert [line["status"] for line in await _decoded(with_progress(work))] == list("01234")
+
+
+async def _fails_after(count: int, show: Show) -> None:
+    for number in range(count):
+        show(Progress(status=str(number)))
+        await asyncio.sleep(0.001)
+    raise NotFoundError("image", "web")
+
+
+async def test_an_early_failure_is_an_exception() -> None:
+    """Nothing was sent, so the response can have a status; a held step does not count."""
+    with pytest.raises(NotFoundError):
+        await _decoded(with_progress(lambda show: _fails_after(0, show)))
+    with pytest.raises(NotFoundError):
+        await _decoded(with_progress(lambda show: _fails_after(1, show), held_count=1))
+
+
+async def test_a_late_failure_is_the_last_line() -> None:
+    """The status was sent long ago."""
+    lines = await _decoded(with_progress(lambda show: _fails_after(2, show), held_count=1))
+    assert [line.get("status") for line in lines] == ["0", "1", None]
+    assert lines[-1]["error"] == "image web not found"
+
+
+async def test_closing_cancels_the_operation() -> None:
+    """A pull whose client went away must stop."""
+    is_cancelled = asyncio.Event()
+
+    async def work(show: Show) -> None:
+        show(Progress(status="one"))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_cancelled.set()
+
+    async with aclosing(with_progress(work)) as chunks:
+        await anext(chunks)
+    assert is_cancelled.is_set()
