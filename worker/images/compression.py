@@ -99,15 +99,6 @@ class _Inflating:
         self._what = what
 
     def read(self, size: int, /) -> bytes:
-        try:
-            return self._read(size)
-        except (zlib.error, lzma.LZMAError, ValueError, OSError) as error:
-            # bz2 reports damaged data as an OSError without a number; real ones have one.
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise InvalidError(f"{self._what} is damaged: {error}") from error
-
-    def _read(self, size: int) -> bytes:
         while True:
             data = b""
             is_last = False
@@ -119,11 +110,18 @@ class _Inflating:
             elif self._inner.needs_input:
                 data = self._source.read(CHUNK_BYTES)
                 is_last = not data
-            out = self._inner.decompress(data, size)
+            out = self._decompress(data, size)
             if out:
                 return out
             if is_last and not self._inner.eof:
                 raise InvalidError(f"{self._what} is truncated: its compressed data end too early")
+
+    def _decompress(self, data: bytes, size: int) -> bytes:
+        try:
+            return self._inner.decompress(data, size)
+        except (zlib.error, lzma.LZMAError, ValueError, OSError) as error:
+            # bz2 reports damaged data as an OSError.
+            raise InvalidError(f"{self._what} is damaged: {error}") from error
 
     def _next_member(self) -> bytes:
         """Return the start of another member; zeros between members are padding."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -71,12 +71,18 @@ class Content:
         finally:
             await self.in_thread(lambda _: self.disk.clear([path]))
 
-    @contextmanager
-    def pinned(self, digests: Iterable[str]) -> Iterator[None]:
-        """Keep layers and blobs, there already or to come, from being collected."""
+    @asynccontextmanager
+    async def pinned(self, digests: Iterable[str]) -> AsyncIterator[None]:
+        """Keep layers and blobs, there already or to come, from being collected.
+
+        Inside, what the state and the disk have of them is certain: a change that was under way
+        when they were pinned, and may remove them, is waited for first.
+        """
         keys = list(digests)
         self._pins.update(keys)
         try:
+            async with self._mutex:
+                pass
             yield
         finally:
             self._pins.subtract(keys)

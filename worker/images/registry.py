@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,7 @@ from worker.images.api import Image, Progress, RegistryAuth
 from worker.images.compression import Hashing, decompressed, gzip_to
 from worker.images.config import Parsed, Platform, digest_of, parse_config, parse_platform
 from worker.images.content import Content, ProgressSink, Reporter
+from worker.images.disk import Disk
 from worker.images.manifests import Descriptor, ImageManifest
 from worker.images.references import Reference
 from worker.images.removal import short_id
@@ -105,31 +106,34 @@ async def push(
     """
     if reference.digest:
         raise InvalidError(f"cannot push a digest reference ({reference.familiar}); push a tag")
+    missing = NotFoundError(
+        "image",
+        reference.familiar,
+        f"An image does not exist locally with the tag: {reference.familiar_name}",
+    )
     image_id = content.state.tags.get(reference.full())
     if image_id is None:
-        raise NotFoundError(
-            "image",
-            reference.familiar,
-            f"An image does not exist locally with the tag: {reference.familiar_name}",
-        )
-    record = content.state.images[image_id]
+        raise missing
     progress(
         Progress(status=f"The push refers to repository [{reference.domain}/{reference.path}]")
     )
+    record = content.state.images[image_id]
     pins = [image_id, *record.diff_ids, record.manifest, *(blob.digest for blob in record.blobs)]
-    with content.pinned(pins):
-        async with content.scratch() as scratch:
-            record = await _with_manifest(content, image_id, scratch, progress)
-            with content.pinned([record.manifest, *(blob.digest for blob in record.blobs)]):
-                await _send(
-                    content,
-                    image_id,
-                    record,
-                    reference,
-                    scratch=scratch,
-                    auth=auth,
-                    progress=progress,
+    async with content.pinned(pins), content.scratch() as scratch:
+        if image_id not in content.state.images:
+            raise missing
+        record = await _with_manifest(content, image_id, scratch, progress)
+        source = await content.in_thread(
+            lambda _: _laid_out(content.disk, image_id, record, scratch)
+        )
+        sink = _push_progress(record, progress)
+        await Registry(reference, scratch, auth).push(source, sink)
+        for blob in record.blobs:
+            progress(
+                Progress(
+                    status="Pushed", id=short_id(blob.digest), current=blob.size, total=blob.size
                 )
+            )
     named = reference.with_digest(record.manifest)
     # The tag may have been taken away meanwhile; then the image has no use for the digest.
     await content.commit(
@@ -196,8 +200,12 @@ async def _find(
 
 async def _config(content: Content, registry: Registry, exact: Reference, digest: str) -> bytes:
     """Get a configuration, from here if it is here."""
-    if digest in content.state.images:
-        return content.disk.blob(digest).read_bytes()
+    try:
+        config = content.disk.blob(digest).read_bytes()
+    except FileNotFoundError:
+        pass
+    else:
+        return config
     config = await registry.config(exact)
     if digest_of(config) != digest:
         raise InvalidError(
@@ -227,7 +235,7 @@ async def _take(
         names.append(reference)
     try:
         # The locks make two pulls that lack the same layer fetch it once.
-        with content.pinned([*parsed.diff_ids, *digests, parsed.id]):
+        async with content.pinned([*parsed.diff_ids, *digests, parsed.id]):
             async with content.locked(f"blob {digest}" for digest in digests):
                 layout = scratch / "layout"
                 await _fetch(content, registry, found, layout, progress)
@@ -371,7 +379,7 @@ async def _compress(content: Content, diff_id: str, scratch: Path, progress: Pro
         packed = msgspec.structs.replace(
             layer, blob=digest, blob_bytes=target.stat().st_size, is_gzip=True
         )
-        with content.pinned([digest]):
+        async with content.pinned([digest]):
             await content.ensure_blob(diff_id, digest, target)
             await content.commit(lambda state: _with_layer(state, diff_id, packed))
 
@@ -399,31 +407,26 @@ def _gzipped(source: Path, target: Path, diff_id: str, stop: threading.Event) ->
     return packed.digest
 
 
-async def _send(
-    content: Content,
-    image_id: ImageID,
-    record: ImageRecord,
-    reference: Reference,
-    *,
-    scratch: Path,
-    auth: RegistryAuth | None,
-    progress: ProgressSink,
-) -> None:
-    """Lay the image out as skopeo reads it, in links, and have it sent."""
+def _laid_out(disk: Disk, image_id: ImageID, record: ImageRecord, scratch: Path) -> Path:
+    """Lay an image out as skopeo reads it (`dir:`), in links."""
     source = scratch / "image"
     source.mkdir()
     (source / "version").write_text(_DIR_VERSION)
     for digest in {image_id, *(blob.digest for blob in record.blobs)}:
-        stored = content.disk.blob(digest)
+        stored = disk.blob(digest)
         os.link(stored, source / stored.name)
-    os.link(content.disk.blob(record.manifest), source / "manifest.json")
-    labels = {short_id(blob.digest): blob for blob in record.blobs}
+    os.link(disk.blob(record.manifest), source / "manifest.json")
+    return source
+
+
+def _push_progress(record: ImageRecord, progress: ProgressSink) -> Callable[[str], None]:
+    """Turn skopeo's lines into progress."""
+    blobs = {short_id(blob.digest): blob for blob in record.blobs}
 
     def on_line(line: str) -> None:
         match = _COPYING.search(line)
-        if match is not None and match[1] in labels:
-            progress(Progress(status="Pushing", id=match[1], total=labels[match[1]].size))
+        blob = blobs.get(match[1]) if match is not None else None
+        if blob is not None:
+            progress(Progress(status="Pushing", id=short_id(blob.digest), total=blob.size))
 
-    await Registry(reference, scratch, auth).push(source, on_line)
-    for label, blob in labels.items():
-        progress(Progress(status="Pushed", id=label, current=blob.size, total=blob.size))
+    return on_line

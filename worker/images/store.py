@@ -172,7 +172,7 @@ class ImageStore:
             )
             diff_id = unpacked.diff_id
             try:
-                with content.pinned([diff_id, unpacked.blob_digest]):
+                async with content.pinned([diff_id, unpacked.blob_digest]):
                     async with content.locked([f"layer {diff_id}"]):
                         if diff_id not in content.state.layers:
                             await content.install_layer(unpacked, directory, blob)
@@ -372,7 +372,7 @@ class ImageStore:
         content, parsed = self._content, image.parsed
         pins = [parsed.id, *parsed.diff_ids, *(blob.digest for blob in image.blobs)]
         try:
-            with content.pinned(pins):
+            async with content.pinned(pins):
                 for diff_id, file in zip(parsed.diff_ids, image.layers, strict=True):
                     if diff_id not in content.state.layers:
                         report = Reporter(progress, "Loading layer", short_id(diff_id), file.size)
@@ -406,7 +406,7 @@ class ImageStore:
             message=message,
         )
         parsed = parse_config(data, "the imported image")
-        with self._content.pinned([parsed.id]):
+        async with self._content.pinned([parsed.id]):
             await self._content.add_image(parsed, data, [name] if name else [])
         return parsed.id
 
@@ -432,7 +432,10 @@ class ImageStore:
         for image in images:
             for diff_id, layer in image.layers:
                 pins += [diff_id, layer.blob]
-        with content.pinned(pins):
+        async with content.pinned(pins):
+            for image_id in pins[: len(images)]:
+                if image_id not in content.state.images:
+                    raise no_such_image(image_id)
             stop = threading.Event()
             chunks = saving.archive(content.disk, images, stop)
             try:

@@ -16,6 +16,7 @@ Documentation/filesystems/overlayfs.rst.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -45,17 +46,22 @@ _WHITEOUT_DEVICE = os.makedev(0, 0)
 _IMPLICIT_MODE = 0o755
 _NANOSECONDS = 1_000_000_000
 _TIME_SECONDS_MAX = 1 << 34
-# Errors that are the machine's, not the archive's.
-_MACHINE_ERRORS = frozenset(
+# Errors that come of what an entry asks for; any other is the machine's or the stream's.
+_ENTRY_ERRORS = frozenset(
     {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.EROFS,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ENOSYS,
+        errno.E2BIG,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EOVERFLOW,
+        errno.EPERM,
+        errno.ERANGE,
+        errno.EXDEV,
     }
 )
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -155,7 +161,7 @@ class LayerUnpacker:
                 try:
                     self._entry(archive, member)
                 except OSError as error:
-                    if error.errno in _MACHINE_ERRORS:
+                    if error.errno not in _ENTRY_ERRORS:
                         raise
                     reason = _refusal(error)
                     raise self._refused(member.name, reason) from error
@@ -410,8 +416,10 @@ def _is_whiteout(status: os.stat_result) -> bool:
 
 def _write_contents(archive: tarfile.TarFile, member: tarfile.TarInfo, fd: int) -> None:
     """Write a file's data; where the archive says that there is a hole, leave one."""
-    data = archive.extractfile(member)
-    assert data is not None
+    extracted = archive.extractfile(member)
+    assert isinstance(extracted, io.BufferedReader)
+    # Unbuffered: the buffer wants to seek in the stream, where the map of a sparse file need not.
+    data = extracted.raw
     if member.issparse():
         # (offset, length) of each run of data; `sparse` has no better type in typeshed.
         runs: list[tuple[int, int]] = list(member.sparse)  # type: ignore[arg-type]
