@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import assert_never
@@ -31,6 +32,9 @@ _SYSCTL = Path("/proc/sys")
 _NO_IPV6 = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
 _TRACKED = _SYSCTL / "net/netfilter/nf_conntrack_count"
 _DIRECTORY_MODE = 0o700
+# Half a second in all; after that the attachment counts nevertheless.
+_CARRIER_ATTEMPTS_MAX = 500
+_CARRIER_PAUSE_SECONDS = 0.001
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,10 +186,25 @@ def _build(wiring: Wiring, host: NetlinkSocket, after_step: Callable[[str], None
             rt.bring_up(index),
             rt.add_default_route(wiring.gateway, index),
         )
-    after_step("inside")
-    owner = names.Owner(wiring.container_id, wiring.interface)
-    host.request(rt.finish_port(name, names.link_alias(owner)))
-    after_step("finished")
+        after_step("inside")
+        owner = names.Owner(wiring.container_id, wiring.interface)
+        host.request(rt.finish_port(name, names.link_alias(owner)))
+        after_step("finished")
+        _wait_for_carrier((host, name), (inside, names.CONTAINER_LINK), (host, names.BRIDGE))
+
+
+def _wait_for_carrier(*where: tuple[NetlinkSocket, str]) -> None:
+    """Wait until packets pass; until then links drop what they get, and TCP repeats after 1 s.
+
+    A kernel thread starts a link's queue and a bridge port's forwarding after the carrier came.
+    Kernels from 6.8 do it at once for a link that is asked for, others within a few milliseconds.
+    """
+    for route, name in where:
+        for _ in range(_CARRIER_ATTEMPTS_MAX):
+            (body,) = route.request(rt.get_link(name))
+            if rt.parse_link(body).is_running:
+                break
+            time.sleep(_CARRIER_PAUSE_SECONDS)
 
 
 def tear_down(run: Path, container_ids: Sequence[ContainerID]) -> None:

@@ -29,6 +29,7 @@ _NLA_TYPE_MASK = 0x3FFF
 
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 10, 18
+_IFLA_OPERSTATE, _OPERSTATE_UP = 16, 6
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 26, 27, 28, 29
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
@@ -62,7 +63,12 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """A network device as the kernel reports it."""
+    """A network device as the kernel reports it.
+
+    Attributes:
+        is_up: wanted to be up.
+        is_running: up, with a carrier that the rest of the kernel has taken notice of.
+    """
 
     index: int
     name: str
@@ -72,6 +78,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     group: int = 0
     mac: str = ""
     is_up: bool = False
+    is_running: bool = False
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -296,6 +303,7 @@ def parse_link(body: bytes) -> Link:
         group=_integer(found.get(_IFLA_GROUP)),
         mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
         is_up=bool(flags & _IFF_UP),
+        is_running=found.get(_IFLA_OPERSTATE) == bytes([_OPERSTATE_UP]),
     )
 
 

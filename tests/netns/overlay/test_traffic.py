@@ -358,15 +358,22 @@ def test_udp_client_is_translated_once_its_port_is_published(on_node: OnNode) ->
 
 
 def test_first_connection_after_attach_is_not_delayed(on_node: OnNode) -> None:
-    """An attached container can be reached, and reach out, the moment `attach` returns."""
+    """An attached container can be reached, and reach out, the moment `attach` returns.
+
+    Detaching the only container in between takes the bridge's carrier away.
+    """
 
     async def scenario(lab: Any) -> None:
         network = lab.network()
         await network.start(frozenset())
         async with lab.tcp_server(lab.client_namespace, 7000, "world"):
-            for number in range(5):
+            for number in range(20):
                 web = await network.attach(lab.container(number))
-                out = await lab.ask(web, lab.client, 7000)
-                assert out.seconds < INSTANT_SECONDS
+                await network.publish((port(8080, "tcp", 80, web),))
+                async with lab.tcp_server(web, 80, "web"):
+                    inward = await lab.ask(lab.client_namespace, lab.node, 8080)
+                outward = await lab.ask(web, lab.client, 7000)
+                assert max(inward.seconds, outward.seconds) < INSTANT_SECONDS
+                await network.detach(lab.container(number))
 
     on_node(scenario)
