@@ -20,7 +20,6 @@ or in the caller's hands (the old or the new one, both of which it has while it 
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 import struct
@@ -103,7 +102,7 @@ class Kek:
                 raise InvalidError(f"invalid key string: it starts with {_UNLOCK_KEY_PREFIX}")
             secret = base64.b64decode(encoded + "=", validate=True)
             key = cls(secret)
-        except binascii.Error:
+        except ValueError:
             raise InvalidError("invalid key string: it is not base64") from None
         # Base64 has spare bits in the last letter; two texts must not be the same key.
         if not hmac.compare_digest(key.format(), text):
@@ -225,8 +224,7 @@ class KeyRing:
             ResourceExhaustedError: the disk is full.
         """
         files = files or RealFiles()
-        files.make_directory(directory)
-        lock = files.lock(directory / LOCK_NAME)
+        lock = _lock(files, directory)
         try:
             _refuse_existing(files, directory)
             is_stored = kek is None
@@ -276,7 +274,7 @@ class KeyRing:
         files = files or RealFiles()
         if not files.exists(directory / RING_NAME):
             raise NotFoundError("key ring", str(directory))
-        lock = files.lock(directory / LOCK_NAME)
+        lock = _lock(files, directory)
         try:
             ring = cls._unseal(directory, kek, rng_bytes, files, lock)
             ring.finish_change()
@@ -500,6 +498,14 @@ class KeyRing:
             replace_file(self._files, self._directory / name, data)
         except OSError as error:
             raise disk_error(self._directory, error) from error
+
+
+def _lock(files: Files, directory: Path) -> Lock:
+    try:
+        files.make_directory(directory)
+        return files.lock(directory / LOCK_NAME)
+    except OSError as error:
+        raise disk_error(directory, error) from error
 
 
 def _refuse_existing(files: Files, directory: Path) -> None:

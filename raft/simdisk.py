@@ -8,15 +8,18 @@ reads as zeros, and of a directory's changes a prefix survives. A single sector 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from typing_extensions import override
 
+from proto.errors import SwarmError
 from raft.files import Files, Lock, in_use
 
 SECTOR_BYTES = 512
@@ -67,6 +70,19 @@ class SimFiles(Files):
         if 0 <= self.crash_at <= self.operations:
             raise SimulatedCrashError(errno.EIO, "simulated crash")
         self.operations += 1
+
+    @contextlib.contextmanager
+    def stopping_at(self, operation: int) -> Iterator[None]:
+        """Stop the machine at an operation counted from here; errors that this causes end it.
+
+        Afterwards `is_stopped` tells whether it came to that.
+        """
+        self.operations, self.crash_at = 0, operation
+        try:
+            yield
+        except (OSError, SwarmError):
+            if not self.is_stopped:
+                raise
 
     @property
     def is_stopped(self) -> bool:

@@ -1,0 +1,201 @@
+"""The log on a disk that loses power, fills up and fails, against a list."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proto.errors import ResourceExhaustedError, SwarmError, UnavailableError
+from raft.keys import Kek, KeyRing
+from raft.simdisk import SimFiles
+from raft.single import SingleLog
+
+KEYS, LOG = Path("/node/keys"), Path("/node/log")
+
+action = st.one_of(
+    st.tuples(st.just("propose"), st.integers(1, 6), st.integers(0, 900)),
+    st.tuples(st.just("snapshot"), st.integers(0, 3), st.integers(0, 3000)),
+    st.tuples(st.just("rotate data key"), st.just(0), st.just(0)),
+    st.tuples(st.just("rotate kek"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("restart"), st.just(0), st.just(0)),
+    st.tuples(st.just("lose power"), st.integers(0, 25), st.booleans()),
+    st.tuples(st.just("full disk"), st.integers(0, 1500), st.integers(1, 3)),
+    st.tuples(st.just("failing sync"), st.integers(1, 3), st.just(0)),
+)
+
+
+class Model:
+    """The log, and the list that it must equal.
+
+    `entries[:durable]` was acknowledged; what follows was proposed last and may be there or not.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.files = SimFiles(self.rng)
+        self.kek: Kek | None = None
+        self.old_kek: Kek | None = None
+        self.keys = KeyRing.create(KEYS, self.rng.randbytes, files=self.files)
+        self.log = self.open()
+        self.entries: list[bytes] = []
+        self.unsure: list[bytes] = []
+
+    def open(self) -> SingleLog:
+        """Open the log; small segments, so that there are many."""
+        return SingleLog.open(
+            LOG, self.keys, files=self.files, rng_bytes=self.rng.randbytes, segment_bytes=2000
+        )
+
+    def open_keys(self) -> KeyRing:
+        """Open the ring with what an operator has: nothing, the new or the former key."""
+        for kek in (None, self.kek, self.old_kek):
+            with contextlib.suppress(SwarmError):
+                keys = KeyRing.open(KEYS, kek, rng_bytes=self.rng.randbytes, files=self.files)
+                self.kek = keys.kek if keys.is_autolocked else None
+                return keys
+        raise AssertionError("locked out")
+
+    async def propose(self, count: int, size: int) -> None:
+        """Propose some entries in one iteration; note what was acknowledged."""
+        proposed = [self.rng.randbytes(size) for _ in range(count)]
+        outcomes: list[int | BaseException] = []
+        try:
+            futures = [self.log.propose(data) for data in proposed]
+        except SwarmError as error:
+            outcomes = [error]
+        else:
+            outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        good = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        assert good in ([], outcomes), "one record: all or none"
+        if good:
+            assert not self.unsure, "nothing may follow what is not known to be there"
+            first = len(self.entries) + 1
+            assert good == list(range(first, first + count))
+            self.entries += proposed
+        elif any(type(outcome) is UnavailableError for outcome in outcomes):
+            self.unsure = proposed
+        else:
+            assert all(isinstance(outcome, ResourceExhaustedError) for outcome in outcomes)
+        await asyncio.sleep(0)
+
+    async def snapshot(self, behind: int, chunk_bytes: int) -> None:
+        """Take a snapshot of the list, not always of its newest state."""
+        index = max(len(self.entries) - behind, self.log.snapshot_index)
+        if index < 1:
+            return
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for data in self.entries[:index]:
+                yield data
+                yield b"-" * chunk_bytes
+
+        await self.log.save_snapshot(index, chunks())
+
+    def check(self) -> None:
+        """Compare what a start hands out with the list."""
+        chunks, entries = self.log.restore()
+        found = list(chunks)[::2] + [entry.data for entry in entries]
+        assert len(found) == self.log.last_index == self.log.durable_index
+        assert found[: len(self.entries)] == self.entries
+        rest = found[len(self.entries) :]
+        assert rest in ([], self.unsure)
+        self.entries = found
+        self.unsure = []
+
+    async def restart(self, *, is_power_lost: bool, keep_everything: bool = False) -> None:
+        """Stop, cleanly or not, start, compare."""
+        with contextlib.suppress(SwarmError):
+            await self.log.close()
+        self.keys.close()
+        if is_power_lost:
+            self.files.lose_power(keep_everything=keep_everything)
+        self.keys = self.open_keys()
+        self.log = self.open()
+        self.check()
+
+    async def lose_power(self, operations: int, *, keep_everything: bool) -> None:
+        """Go on for some operations, then stop."""
+        with self.files.stopping_at(operations):
+            await self.propose(2, 300)
+            if not self.unsure:
+                await self.log.rotate_data_key()
+                await self.snapshot(0, 1000)
+                await self.propose(1, 100)
+        await self.restart(is_power_lost=True, keep_everything=keep_everything)
+
+    async def full_disk(self, room: int, count: int) -> None:
+        """Fill the disk while working, then make room."""
+        self.files.room_bytes = room
+        for _ in range(count):
+            await self.propose(2, 200)
+        with contextlib.suppress(ResourceExhaustedError):
+            await self.snapshot(0, 100)
+        self.files.room_bytes = None
+
+    async def failing_sync(self, count: int) -> None:
+        """Let syncs fail while working; what is unknown is known once writing works again."""
+        self.files.fail_sync = True
+        await self.propose(count, 100)
+        self.files.fail_sync = False
+        if self.rng.random() < 0.5:
+            # Writing works again: then the record that failed is surely gone.
+            self.unsure = []
+            await self.propose(1, 10)
+        else:
+            await self.restart(is_power_lost=self.rng.random() < 0.5)
+
+    def rotate_kek(self, which: int) -> None:
+        """Change the key of the ring: stored, or one of two for the operator."""
+        new = None if which == 0 else Kek(bytes([which]) * 32)
+        self.keys.rotate_kek(new)
+        self.old_kek, self.kek = self.kek, new
+
+    async def act(self, name: str, first: int, second: int) -> None:
+        """Do one action."""
+        match name:
+            case "propose":
+                await self.propose(first, second)
+            case "snapshot":
+                await self.snapshot(first, second)
+            case "rotate data key":
+                await self.log.rotate_data_key()
+            case "rotate kek":
+                self.rotate_kek(first)
+            case "restart":
+                await self.restart(is_power_lost=False)
+            case "lose power":
+                await self.lose_power(first, keep_everything=bool(second))
+            case "full disk":
+                await self.full_disk(first, second)
+            case "failing sync":
+                await self.failing_sync(first)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.lists(action, min_size=2, max_size=12))
+def test_the_log_equals_a_list_whatever_the_disk_does(seed, actions):
+    """Acknowledged entries are never lost or changed, others are there whole or not at all."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
+
+    async def run() -> None:
+        model = Model(seed)
+        for name, first, second in actions:
+            await model.act(name, first, int(second))
+        await model.restart(is_power_lost=True)
+        await model.propose(1, 10)
+        await model.snapshot(0, 10)
+        assert not model.log.is_rotating
+        await model.restart(is_power_lost=False)
+        await model.log.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        structlog.reset_defaults()

@@ -1,0 +1,279 @@
+"""Damage is found wherever it is, and told from a write that a crash interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from proto.errors import CorruptError
+from raft import format as layout
+from raft.wal import SYNCED_NAME
+
+ENTRIES = [b"first", b"second entry", b"third"]
+
+
+def flips(content: bytes) -> Iterator[bytes]:
+    """Yield the content with each byte changed in turn: one bit, all bits, and to zero."""
+    rng = random.Random(len(content))
+    for place, value in enumerate(content):
+        for other in {value ^ 1 << rng.randrange(8), value ^ 0xFF, 0} - {value}:
+            yield content[:place] + bytes([other]) + content[place + 1 :]
+
+
+def assert_refused(node, path) -> None:
+    """Opening names the file and where; nothing on the disk is changed by it."""
+    before = {each: node.files.content(each) for each in node.files.paths()}
+    with pytest.raises(CorruptError) as caught:
+        node.open()
+    assert caught.value.path == str(path)
+    assert 0 <= caught.value.offset <= len(before[path])
+    assert {each: node.files.content(each) for each in node.files.paths()} == before
+
+
+async def test_every_flipped_byte_of_a_segment_is_refused(node):
+    """Header, length, cipher text, tag, also of the last record: all had been synced."""
+    await node.written(ENTRIES)
+    (path,) = node.segments()
+    for content in flips(node.files.content(path)):
+        node.files.put(path, content)
+        assert_refused(node, path)
+
+
+async def test_every_flipped_byte_without_the_synced_mark_is_refused(node):
+    """The bytes alone tell it: a torn write leaves whole sectors of zeros, rot does not.
+
+    The mark is what a power loss may take away. (These records lie within one sector, so that no
+    single byte makes up a sector's share of one: see the next test for that.)
+    """
+    await node.written(ENTRIES)
+    (path,) = node.segments()
+    content = node.files.content(path)
+    assert len(content) < layout.SECTOR_BYTES
+    node.files.remove(node.wal / SYNCED_NAME)
+    for changed in flips(content):
+        node.files.put(path, changed)
+        assert_refused(node, path)
+
+
+async def test_a_lone_byte_in_a_sector_is_decided_by_the_mark(node):
+    """A record whose last byte is alone in a sector and reads 0: torn or rotten? The mark knows."""
+    overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
+    size = 2 * layout.SECTOR_BYTES + 1 - layout.FILE_HEADER_BYTES - overhead
+    await node.written([bytes(size)])
+    (path,) = node.segments()
+    content = node.files.content(path)
+    assert len(content) == 2 * layout.SECTOR_BYTES + 1
+    node.files.put(path, content[:-1] + b"\0")
+    assert_refused(node, path)
+    node.files.remove(node.wal / SYNCED_NAME)
+    assert await node.restored() == ([], [])
+
+
+async def test_every_cut_of_synced_bytes_is_refused(node):
+    """A file that lost its end, even exactly one record, is damaged: the mark says so."""
+    await node.written(ENTRIES)
+    (path,) = node.segments()
+    content = node.files.content(path)
+    for size in range(len(content)):
+        node.files.put(path, content[:size])
+        assert_refused(node, path)
+
+
+async def test_a_torn_tail_is_cut_at_every_byte(node, read):
+    """Wherever a crash stopped the last write, the entries before are there, and work goes on."""
+    log = node.open()
+    for data in ENTRIES[:2]:
+        await log.propose(data)
+    (path,) = node.segments()
+    mark = node.files.content(node.wal / SYNCED_NAME)
+    end = len(node.files.content(path))
+    await log.propose(ENTRIES[2])
+    await log.close()
+    content = node.files.content(path)
+    for size in range(end, len(content)):
+        # What the crash left: the mark is from before the last write, the file ends within it.
+        node.files.put(path, content[:size])
+        node.files.put(node.wal / SYNCED_NAME, mark)
+        log = node.open()
+        assert read(log) == ([], ENTRIES[:2])
+        assert len(node.files.content(path)) == end
+        assert await log.propose(b"goes on") == 3
+        await log.close()
+        assert await node.restored() == ([], [*ENTRIES[:2], b"goes on"])
+        node.files.remove(node.segments()[-1])
+
+
+async def test_lost_sectors_of_the_last_write_are_cut(node, read):
+    """Any sector of an interrupted write may be missing and read as zeros, in any combination."""
+    log = node.open()
+    await log.propose(b"kept")
+    (path,) = node.segments()
+    start = len(node.files.content(path))
+    mark = node.files.content(node.wal / SYNCED_NAME)
+    await log.propose(random.Random(3).randbytes(5 * layout.SECTOR_BYTES))
+    await log.close()
+    content = node.files.content(path)
+    bounds = [start, *range(512, len(content), 512), len(content)]
+    for lost in range(1, 1 << (len(bounds) - 1)):
+        torn = bytearray(content)
+        for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+            if lost >> number & 1:
+                torn[low:high] = bytes(high - low)
+        node.files.put(path, bytes(torn))
+        node.files.put(node.wal / SYNCED_NAME, mark)
+        log = node.open()
+        assert read(log) == ([], [b"kept"])
+        await log.close()
+
+
+@pytest.mark.parametrize("size", [0, 12, 13, 14, 15, 200, 511, 512, 5000])
+async def test_a_tail_of_zeros_is_cut(node, size):
+    """Some file systems grow the file first: zeros of any length after the last record."""
+    await node.written(ENTRIES)
+    (path,) = node.segments()
+    content = node.files.content(path)
+    node.files.put(path, content + bytes(size))
+    if size:
+        assert (await node.restored())[1] == ENTRIES
+    assert node.files.content(path) == content
+
+
+async def test_a_lost_sector_with_a_record_behind_it_is_damage(node):
+    """What has a successor had been synced: not even without the mark is it cut."""
+    await node.written([bytes(2000), bytes(2000), bytes(2000)])
+    (path,) = node.segments()
+    content = node.files.content(path)
+    node.files.remove(node.wal / SYNCED_NAME)
+    for start in range(512, 4096, 512):
+        node.files.put(path, content[:start] + bytes(512) + content[start + 512 :])
+        assert_refused(node, path)
+
+
+async def test_damage_before_the_last_segment_is_never_cut(node):
+    """A short or zeroed tail of an older segment is damage, mark or no mark."""
+    for data in ENTRIES:
+        await node.written([data])
+    path = node.segments()[1]
+    content = node.files.content(path)
+    node.files.remove(node.wal / SYNCED_NAME)
+    for size in range(len(content)):
+        for changed in (content[:size], content[:size] + bytes(len(content) - size)):
+            if changed != content:
+                node.files.put(path, changed)
+                with pytest.raises(CorruptError):
+                    node.open()
+    node.files.put(path, content)
+    assert (await node.restored())[1] == ENTRIES
+
+
+async def test_missing_segments_are_refused(node):
+    """The first, a middle or the last one: each is named."""
+    for data in ENTRIES:
+        await node.written([data])
+    for path in node.segments():
+        content = node.files.content(path)
+        node.files.remove(path)
+        with pytest.raises(CorruptError, match=r"missing|starts at entry"):
+            node.open()
+        node.files.put(path, content)
+    assert (await node.restored())[1] == ENTRIES
+
+
+async def test_exchanged_repeated_and_foreign_records_are_refused(node):
+    """A record is bound to its place and its file, not only to the key."""
+    await node.written([b"aaaa", b"bbbb"])
+    await node.written([b"cccc"])
+    one, two = node.segments()
+    content, other = node.files.content(one), node.files.content(two)
+    head, size = layout.FILE_HEADER_BYTES, layout.RECORD_OVERHEAD_BYTES + 8
+    first, second = content[head : head + size], content[head + size :]
+    assert len(first) == len(second) == len(other) - head
+    for changed in (
+        content[:head] + second + first,
+        content[:head] + first + first,
+        content[:head] + first,
+        content[:head] + first + second + second,
+        content[:head] + first + other[head:],
+        other,
+    ):
+        node.files.put(one, changed)
+        with pytest.raises(CorruptError):
+            node.open()
+    node.files.put(one, content)
+    assert (await node.restored())[1] == [b"aaaa", b"bbbb", b"cccc"]
+
+
+async def test_every_flipped_byte_of_a_snapshot_is_refused(node, chunks):
+    """Nothing of a damaged snapshot is handed out, nor is an older one taken for it."""
+    log = node.open()
+    await log.propose(b"1")
+    await log.save_snapshot(1, chunks(b"chunk one", b"", b"chunk three"))
+    await log.close()
+    (name,) = node.files.names(node.snapshots)
+    path = node.snapshots / name
+    content = node.files.content(path)
+    for changed in flips(content):
+        node.files.put(path, changed)
+        assert_refused(node, path)
+    for size in range(len(content)):
+        node.files.put(path, content[:size])
+        assert_refused(node, path)
+    node.files.put(path, content + b"\0")
+    assert_refused(node, path)
+
+
+async def test_moved_and_missing_chunks_are_refused(node, chunks):
+    """Chunks of one length can be neither exchanged, repeated nor left out."""
+    log = node.open()
+    await log.propose(b"1")
+    await log.save_snapshot(1, chunks(b"aaaa", b"bbbb", b"cccc"))
+    await log.close()
+    (name,) = node.files.names(node.snapshots)
+    path = node.snapshots / name
+    content = node.files.content(path)
+    head, size = layout.FILE_HEADER_BYTES, layout.FRAME_HEADER_BYTES + 4 + layout.TAG_BYTES
+    one, two, three = (content[head + n * size : head + (n + 1) * size] for n in range(3))
+    end = content[head + 3 * size :]
+    for frames in ([two, one, three], [one, one, three], [one, two], [one, two, three, three]):
+        node.files.put(path, content[:head] + b"".join(frames) + end)
+        assert_refused(node, path)
+
+
+async def test_damage_of_the_synced_mark_is_harmless(node):
+    """The mark only helps: damaged or gone, everything is restored and it is written anew."""
+    await node.written(ENTRIES)
+    path = node.wal / SYNCED_NAME
+    good = node.files.content(path)
+    for changed in [*flips(good), *(good[:size] for size in range(len(good)))]:
+        node.files.put(path, changed)
+        assert (await node.restored())[1] == ENTRIES
+        assert node.files.content(path) == good
+    node.files.remove(path)
+    assert (await node.restored())[1] == ENTRIES
+
+
+async def test_damage_that_appears_after_opening_is_not_applied(node):
+    """The readers check again: what changed meanwhile raises in the middle, it is not yielded."""
+    await node.written(ENTRIES)
+    log = node.open()
+    (path,) = node.segments()
+    content = node.files.content(path)
+    node.files.put(path, content[:-1] + bytes([content[-1] ^ 1]))
+    entries = log.restore()[1]
+    assert [next(entries).data, next(entries).data] == ENTRIES[:2]
+    with pytest.raises(CorruptError, match="not authentic"):
+        next(entries)
+    await log.close()
+
+
+async def test_a_record_of_a_later_version_is_refused_and_never_cut(node, monkeypatch):
+    """An authentic record that this program cannot read is not taken for a torn one."""
+    monkeypatch.setattr(layout, "KIND_ENTRIES", 2)
+    await node.written([b"from the future"])
+    monkeypatch.undo()
+    node.files.remove(node.wal / SYNCED_NAME)
+    (path,) = node.segments()
+    assert_refused(node, path)
