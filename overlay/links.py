@@ -29,7 +29,7 @@ from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
 
 _SYSCTL = Path("/proc/sys")
-_NO_IPV6 = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+_NO_IPV6 = _SYSCTL / "net/ipv6/conf/all/disable_ipv6"
 _TRACKED = _SYSCTL / "net/netfilter/nf_conntrack_count"
 _DIRECTORY_MODE = 0o700
 # Half a second in all; after that the attachment counts nevertheless.
@@ -121,7 +121,8 @@ def _change_link(
             route.request(rt.bring_up(_index(route, names.BRIDGE)))
         case diff.AttachPort(name, alias):
             bridge = _index(route, names.BRIDGE)
-            route.request(rt.enslave(name, bridge), rt.finish_port(name, alias))
+            enslave = rt.enslave(name, bridge, has_ipv6=_NO_IPV6.exists())
+            route.request(enslave, rt.finish_port(name, alias))
         case _:
             assert_never(operation)
 
@@ -163,9 +164,10 @@ def _build(wiring: Wiring, host: NetlinkSocket, after_step: Callable[[str], None
     netns.enter_new_namespace()
     netns.pin(wiring.namespace)
     after_step("namespace")
-    # Before the link is there, so that IPv6 never begins on it. Missing: a kernel without IPv6.
-    with contextlib.suppress(FileNotFoundError), open(_NO_IPV6, "w") as setting:  # noqa: PTH123 -- half the cost of Path
-        setting.write("1")
+    # Before the link is there, so that IPv6 never begins on it.
+    has_ipv6 = _NO_IPV6.exists()
+    if has_ipv6:
+        _NO_IPV6.write_text("1")
     namespace = netns.open_own_namespace()
     try:
         veth = rt.create_veth(
@@ -174,7 +176,7 @@ def _build(wiring: Wiring, host: NetlinkSocket, after_step: Callable[[str], None
             peer_mac=names.mac_of(wiring.interface.ip),
             peer_namespace=namespace,
         )
-        host.request(veth, rt.enslave(name, wiring.bridge_index))
+        host.request(veth, rt.enslave(name, wiring.bridge_index, has_ipv6=has_ipv6))
     finally:
         os.close(namespace)
     after_step("link")

@@ -26,7 +26,7 @@ from overlay.ipam import AddressPool
 from overlay.netns import in_new_thread
 from overlay.nft import Nft, NftError, open_nft
 from overlay.observed import Observed, is_our_bridge, is_our_container_link
-from proto.errors import RuntimeFailedError, UnavailableError
+from proto.errors import ConflictError, RuntimeFailedError, UnavailableError
 from proto.ids import ContainerID
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -81,6 +81,9 @@ class BridgeNetwork(NodeNetwork):
 
         Connections through what stays are not disturbed: only differences are applied.
 
+        Returns:
+            The adopted attachments. One of `live` that is missing here has no network any more.
+
         Raises:
             ConflictError: a link named like the bridge is not ours.
             InvalidError: the requested pool is malformed or in use.
@@ -120,6 +123,7 @@ class BridgeNetwork(NodeNetwork):
         When it fails or is cancelled, nothing of it remains.
 
         Raises:
+            ConflictError: another container's link has the name that this one's would have.
             InvalidError: the ID is malformed.
             ResourceExhaustedError: the pool has no free address.
             RuntimeFailedError: the kernel refused.
@@ -130,6 +134,11 @@ class BridgeNetwork(NodeNetwork):
             known = self._attached.get(container_id)
             if known is not None:
                 return known
+            if self._has_namesake(container_id, pool):
+                raise ConflictError(
+                    f"container {container_id} cannot be attached: another container's ID begins "
+                    f"with {container_id[:12]} too, and links are named after that"
+                )
             address = pool.allocate(container_id)
             interface = ipaddress.IPv4Interface((address, pool.network.prefixlen))
             wiring = links.Wiring(
@@ -164,8 +173,10 @@ class BridgeNetwork(NodeNetwork):
             RuntimeFailedError: the kernel refused.
         """
         names.check_container_id(container_id)
-        self._started_pool()
+        pool = self._started_pool()
         async with self._locks.hold(container_id):
+            if self._has_namesake(container_id, pool):
+                return  # never attached: the link of that name is the other's
             await _uncancelled(self._detach(container_id))
         log.debug("container_detached", container_id=container_id)
 
@@ -332,6 +343,12 @@ class BridgeNetwork(NodeNetwork):
                 f"cannot {what}: {error}; swarmd needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN) and a "
                 "kernel with veth, bridge and nf_tables"
             ) from error
+
+    @staticmethod
+    def _has_namesake(container_id: ContainerID, pool: AddressPool) -> bool:
+        name = names.link_name(container_id)
+        others = (ContainerID(owner) for owner in pool.owners() if owner != container_id)
+        return any(names.link_name(other) == name for other in others)
 
     def _note_backends(self) -> None:
         for port in self._table.ports.values():

@@ -171,16 +171,20 @@ def create_veth(name: str, *, peer: str, peer_mac: str, peer_namespace: int) -> 
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def enslave(name: str, bridge_index: int) -> Message:
-    """Make the named link a port of the bridge, without IPv6 addresses of its own."""
+def enslave(name: str, bridge_index: int, *, has_ipv6: bool) -> Message:
+    """Make the named link a port of the bridge, without IPv6 addresses of its own.
+
+    Args:
+        name: the link.
+        bridge_index: the bridge.
+        has_ipv6: False when the kernel runs without IPv6: it would refuse to hear of it.
+    """
+    no_address = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = (
         _ifinfo()
         + attribute(_IFLA_IFNAME, _text(name))
         + attribute(_IFLA_MASTER, _u32(bridge_index))
-        + nested(
-            _IFLA_AF_SPEC,
-            nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))),
-        )
+        + (nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, no_address)) if has_ipv6 else b"")
     )
     return Message(RTM_NEWLINK, 0, body)
 

@@ -487,3 +487,25 @@ def test_calls_before_start_and_bad_ids_are_refused(on_node: OnNode) -> None:
                 await network.detach(ContainerID(name))
 
     on_node(scenario)
+
+
+def test_namesake_neither_takes_nor_deletes_the_others_link(on_node: OnNode) -> None:
+    """Two IDs that begin alike would share a link's name: the second is refused."""
+
+    async def scenario(lab: Any) -> None:
+        network = lab.network()
+        await network.start(frozenset())
+        first, second = (
+            ContainerID("0123456789ab" + "c" * 52),
+            ContainerID("0123456789ab" + "d" * 52),
+        )
+        made = await network.attach(first)
+        with pytest.raises(ConflictError, match="0123456789ab too"):
+            await network.attach(second)
+        await network.detach(second)
+
+        async with lab.tcp_server(lab.client_namespace, 7000, "world"):
+            assert (await lab.ask(made, lab.client, 7000)).server == "world"
+        assert lab.files() == [first]
+
+    on_node(scenario)

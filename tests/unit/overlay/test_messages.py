@@ -42,6 +42,15 @@ def test_veth_is_born_in_the_namespace_with_its_mac() -> None:
     }
 
 
+def test_kernel_without_ipv6_hears_nothing_of_it() -> None:
+    """It would refuse the attribute, and the attach with it."""
+    with_ipv6 = dict(rt.attributes(rt.enslave("swa", 4, has_ipv6=True).body[16:]))
+    without = dict(rt.attributes(rt.enslave("swa", 4, has_ipv6=False).body[16:]))
+
+    assert set(with_ipv6) - set(without) == {26}
+    assert without == {3: b"swa\0", 10: struct.pack("=I", 4)}
+
+
 def test_link_is_read_back() -> None:
     """Index, name, kind, alias, master, group, state of a reply."""
     body = (
