@@ -138,7 +138,7 @@ def bridge_index() -> int:
 
 
 def build(wiring: Wiring, after_step: Callable[[str], None]) -> None:
-    """Make a container's namespace and its link to the bridge; leave nothing when it fails.
+    """Make a container's namespace and its link to the bridge.
 
     To be called in a thread that ends afterwards: it stays in the container's namespace. The
     alias, which makes the attachment count after a crash, is written by the last request.
@@ -148,15 +148,10 @@ def build(wiring: Wiring, after_step: Callable[[str], None]) -> None:
         after_step: called with the name of each finished step; tests stop the process there.
 
     Raises:
-        OSError: the kernel refused.
+        OSError: the kernel refused; `tear_down` removes what was made until then.
     """
     with NetlinkSocket() as host:
-        try:
-            _build(wiring, host, after_step)
-        except BaseException:
-            _delete_links(host, [names.link_name(wiring.container_id)])
-            netns.unpin(wiring.namespace)
-            raise
+        _build(wiring, host, after_step)
 
 
 def _build(wiring: Wiring, host: NetlinkSocket, after_step: Callable[[str], None]) -> None:

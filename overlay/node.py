@@ -153,7 +153,7 @@ class BridgeNetwork(NodeNetwork):
                 async with self._slots:
                     await self._kernel(f"attach container {container_id[:12]}", build)
             except BaseException:
-                # A cancelled caller finds the thread finished: what it made goes again.
+                # The thread has ended, cancelled caller or not: what it made goes again.
                 await _uncancelled(self._detach(container_id))
                 raise
             attachment = self._attachment(container_id, interface, pool)
