@@ -6,6 +6,8 @@ Not through conmon: the command belongs to the daemon that waits for it, and is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import secrets
 import signal
 
@@ -21,6 +23,8 @@ from worker.runtime.spec import HostFacts
 
 OUTPUT_BYTES_MAX = 4096
 _SIGNALLED = 128
+_KILLED_SECONDS_MAX = 2.0
+_BURIAL_SECONDS = 0.5
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -81,17 +85,27 @@ async def run(
         raise RuntimeFailedError(f"cannot run {binaries.runtime}: {error.strerror}") from error
     finally:
         # Killing the runtime's own process leaves the command running in the container.
-        kill_command(directory.read_pid(pid_file), container_id)
+        await kill_command(directory.read_pid(pid_file), container_id)
         for file in (name, pid_file):
             (directory.path / file).unlink(missing_ok=True)
     code = finished.code
     return (code if code >= 0 else _SIGNALLED - code), finished.output
 
 
-def kill_command(pid: int | None, container_id: ContainerID) -> None:
+async def kill_command(pid: int | None, container_id: ContainerID) -> None:
     """Kill the command if it still runs; its cgroup proves that the PID is not a stranger's."""
-    if pid is None or not procfs.is_in_cgroup(pid, container_id):
-        return
-    started = procfs.start_time(pid)
-    if started is not None:
-        procfs.send_signal(pid, started, signal.SIGKILL)
+    if pid is not None and procfs.is_in_cgroup(pid, container_id):
+        started = procfs.start_time(pid)
+        descriptor = None if started is None else procfs.open_pidfd(pid, started)
+        if descriptor is not None:
+            try:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KILLED_SECONDS_MAX):
+                        await spawn.readable(descriptor)
+            finally:
+                os.close(descriptor)
+    # What the runtime leaves behind when a command cannot be run may need a moment to end.
+    procfs.bury_orphans()
+    asyncio.get_running_loop().call_later(_BURIAL_SECONDS, procfs.bury_orphans)

@@ -42,6 +42,7 @@ from worker.runtime.api import (
 )
 from worker.runtime.conmon import Binaries
 from worker.runtime.directory import LOST_EXIT_CODE, ContainerDirectory, ProcessRecord
+from worker.runtime.filters import FilterCache
 from worker.runtime.logs import LogReader
 from worker.runtime.monitor import Monitor
 from worker.runtime.prepare import Preparation
@@ -115,6 +116,7 @@ class OciRuntime:
         self._boot_id = procfs.boot_id()
         self._monitor = Monitor()
         self._rotator = Rotator()
+        self._filters = FilterCache(binaries.name)
         self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
         # Called after each step with its name; tests stop the world there.
         self.after_step: Callable[[str], None] = _nothing
@@ -144,7 +146,12 @@ class OciRuntime:
                 return
             await self._destroy(config.id)
         preparation = Preparation(
-            config, self._facts, directory, self._cgroup(config.id), self.after_step
+            config,
+            self._facts,
+            directory,
+            cgroup=self._cgroup(config.id),
+            filters=self._filters,
+            after_step=self.after_step,
         )
         try:
             await self._blocking(preparation.run)
@@ -159,6 +166,7 @@ class OciRuntime:
         except asyncio.CancelledError:
             await self._undo(config.id)
             raise
+        preparation.learn()
         self._rotator.add(config.id, directory, config.log)
         log.debug("container_created", container_id=config.id, pid=pid)
 

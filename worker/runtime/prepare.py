@@ -16,6 +16,7 @@ from proto.errors import RuntimeFailedError
 from worker.runtime import network_files, rootfs, seccomp, spec, users
 from worker.runtime.api import ContainerConfig
 from worker.runtime.directory import ContainerDirectory
+from worker.runtime.filters import FilterCache
 from worker.runtime.users import Identity
 
 _HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -31,14 +32,18 @@ class Preparation:
         config: ContainerConfig,
         facts: spec.HostFacts,
         directory: ContainerDirectory,
+        *,
         cgroup: str,
+        filters: FilterCache,
         after_step: Callable[[str], None],
     ) -> None:
         self._config = config
         self._facts = facts
         self._directory = directory
         self._cgroup = cgroup
+        self._filters = filters
         self._after_step = after_step
+        self._seccomp: msgspec.Raw | None = None
 
     def run(self) -> None:
         """Do all steps.
@@ -64,6 +69,7 @@ class Preparation:
         self._after_step("content")
         self._write_files()
         self._after_step("files")
+        self._seccomp = seccomp_of(self._config, self._facts)
         document = spec.build(
             self._config,
             self._facts,
@@ -75,10 +81,17 @@ class Preparation:
                 cgroup=self._cgroup,
             ),
             identity,
-            seccomp_of(self._config, self._facts),
+            self._seccomp,
         )
+        annotations = self._filters.annotations(self._seccomp)
+        if annotations:
+            document["annotations"] = annotations
         self._directory.write("config.json", msgspec.json.encode(document))
         self._after_step("bundle")
+
+    def learn(self) -> None:
+        """Keep what the runtime found out in creating this container, for the next."""
+        self._filters.learn(self._seccomp, self._directory.state_directory)
 
     def _write_files(self) -> None:
         hostname = spec.hostname_of(self._config, self._facts)

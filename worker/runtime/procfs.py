@@ -59,6 +59,31 @@ def reap(pid: int, started: int) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
+def bury_orphans() -> None:
+    """Bury dead processes of containers that were left to us, if we are a namespace's first.
+
+    A container's end waits for the burial of everything in its PID namespace, and a command run
+    in it has a parent outside: the runtime, or after that one's death the first process. Our own
+    programs are not in a namespace below ours, so their exit codes are not taken from anyone.
+    """
+    if os.getpid() != 1:
+        return
+    for word in Path("/proc/1/task/1/children").read_text().split():
+        found = _stat(int(word))
+        if found is not None and found[0] in _ENDED and _depth(int(word)) > _depth(1):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(int(word), os.WNOHANG)
+
+
+def _depth(pid: int) -> int:
+    """Return in how many PID namespaces that we can see the process has a number."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next(len(line.split()) for line in status.splitlines() if line.startswith("NSpid:"))
+
+
 def open_pidfd(pid: int, started: int) -> int | None:
     """Open a descriptor of exactly that process; None if it has ended."""
     try:

@@ -24,6 +24,7 @@ from worker.runtime.directory import ContainerDirectory, ProcessRecord
 # conmon writes the exit code and what is left of the output after the container's end.
 _MONITOR_SECONDS_MAX = 2.0
 _KILLED_SECONDS_MAX = 2.0
+_BURIALS_MAX = 100
 _SCANS_MAX = 200
 _SCAN_PAUSE_SECONDS = 0.01
 _PROGRAMS = ("conmon", "crun", "runc")
@@ -53,6 +54,7 @@ def destroy(
         kill_recorded(record)
     after_step("killed")
     cgroups.remove(layout, cgroup)
+    procfs.bury_orphans()
     after_step("cgroup removed")
     _delete(directory.state_directory)
     after_step("state removed")
@@ -128,8 +130,12 @@ def _end_opened(descriptor: int, pid: int, patience_seconds: float) -> None:
         return
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-    if not poll.poll(_KILLED_SECONDS_MAX * 1000):
-        raise RuntimeFailedError(f"process {pid} was killed but does not end")
+    for _ in range(_BURIALS_MAX):
+        # The end of a container's first process kills the others, and waits for their burial.
+        procfs.bury_orphans()
+        if poll.poll(_KILLED_SECONDS_MAX * 1000 / _BURIALS_MAX):
+            return
+    raise RuntimeFailedError(f"process {pid} was killed but does not end")
 
 
 def _delete(path: Path) -> None:

@@ -1,14 +1,14 @@
 """What a container sees: its files, rights, limits and mounts."""
 
 import asyncio
-import os
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from worker.runtime import cgroups
-from worker.runtime.api import ContainerLimits, ContainerMount
+from worker.runtime.api import ContainerLimits, ContainerMount, LogOptions
 
 IS_VERSION_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 needs_controllers = pytest.mark.skipif(
@@ -100,6 +100,23 @@ async def test_filter_refuses(run, config):
     assert "ermitted" in output or "denied" in output
 
 
+async def test_learnt_filter_is_the_same(runtime, config, place):
+    """The second container of a kind gets the filter compiled for the first, and is as confined."""
+    documents = []
+    for seccomp in ("default", "default", "unconfined"):
+        wanted = config("swapoff /etc/passwd 2>&1", seccomp=seccomp, capability_add=("SYS_ADMIN",))
+        await runtime.create(wanted)
+        directory = place / "containers" / wanted.id
+        documents.append(msgspec.json.decode((directory / "config.json").read_bytes()))
+        await runtime.start(wanted.id)
+        await runtime.wait(wanted.id)
+        lines = [record.data async for record in runtime.logs(wanted.id, LogOptions())]
+        reason = b"Invalid argument" if seccomp == "unconfined" else b"not permitted"
+        assert reason in lines[-1]
+    is_learnt = ["annotations" in document for document in documents]
+    assert is_learnt == [False, runtime._binaries.name == "crun", False]
+
+
 async def test_mounts(run, config, tmp_path):
     """Binds, a read-only one, a tmpfs with size and mode, and nested targets in any order."""
     outside = tmp_path / "outside"
@@ -114,9 +131,7 @@ async def test_mounts(run, config, tmp_path):
             mounts=(
                 ContainerMount(type="bind", target="/x/in", source=str(outside)),
                 ContainerMount(type="tmpfs", target="/x"),
-                ContainerMount(
-                    type="bind", target="/ro", source=str(outside), read_only=True
-                ),
+                ContainerMount(type="bind", target="/ro", source=str(outside), read_only=True),
                 ContainerMount(
                     type="tmpfs", target="/t", tmpfs_size_bytes=1 << 20, tmpfs_mode=0o700
                 ),
@@ -147,7 +162,7 @@ async def test_first_content_of_a_volume(run, config, tmp_path):
     assert (status.st_uid, stat.S_IMODE(volume.stat().st_mode)) == (1000, 0o750)
     _, output = await run(config("cat /data/first", mounts=(mount,)))
     assert output == "changed\n"
-    assert sorted(os.listdir(tmp_path)) == ["swarm", "volume"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["swarm", "volume"]
 
 
 async def test_read_only_root(run, config):
@@ -276,7 +291,7 @@ async def test_devices(run, config):
     assert output.splitlines() == ["zero", "null"]
 
 
-async def test_seen_cgroups(runtime):
+def test_seen_cgroups():
     """The layout is told from the mounts."""
     layout = cgroups.detect()
     assert layout.version == (2 if IS_VERSION_2 else 1)

@@ -16,10 +16,12 @@ from worker.runtime.directory import ProcessRecord
 
 
 async def states(runtime):
+    """All containers by ID."""
     return {state.id: state for state in await runtime.list_containers()}
 
 
 def record_of(place, container_id):
+    """The PIDs that were written down."""
     data = (place / "containers" / container_id / "process.json").read_bytes()
     return msgspec.json.decode(data, type=ProcessRecord)
 
@@ -132,17 +134,17 @@ async def test_adopted_by_another_daemon(make, config):
 
 
 async def test_monitor_stands_alone(runtime, config, place):
-    """conmon has its own session and none of the daemon's descriptors."""
+    """The monitor has its own session and none of the daemon's descriptors."""
     read_end, write_end = os.pipe()
-    os.set_inheritable(write_end, True)  # noqa: FBT003
+    os.set_inheritable(write_end, True)
     wanted = config("sleep 60")
     await runtime.create(wanted)
     await runtime.start(wanted.id)
     record = record_of(place, wanted.id)
     assert os.getsid(record.monitor_pid) != os.getsid(0)
-    pipe = os.readlink(f"/proc/self/fd/{write_end}")
+    pipe = Path(f"/proc/self/fd/{write_end}").readlink()
     for pid in (record.monitor_pid, record.pid):
-        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        links = [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
         assert pipe not in links
     os.close(read_end)
     os.close(write_end)
@@ -171,7 +173,7 @@ async def test_monitor_killed_unseen(make, config, place):
     await first.start(wanted.id)
     record = record_of(place, wanted.id)
     os.kill(record.monitor_pid, signal.SIGKILL)
-    os.waitpid(record.monitor_pid, 0)
+    os.waitpid(record.monitor_pid, 0)  # noqa: ASYNC222 -- it is dead
     second = make()
     assert (await states(second))[wanted.id].state == "broken"
     await second.remove(wanted.id)

@@ -16,12 +16,12 @@ from worker.runtime.conmon import Binaries
 from worker.runtime.oci import OciRuntime
 from worker.runtime.probe import probe
 
-
 VERSION_2 = Path("/sys/fs/cgroup/cgroup.controllers")
 HAS_PIDS = not VERSION_2.exists() or "pids" in VERSION_2.read_text()
 
 
 async def refusal(runtime, config):
+    """The sentence with which a creation fails."""
     with pytest.raises(RuntimeFailedError) as caught:
         await runtime.create(config)
     assert await runtime.list_containers() == []
@@ -113,9 +113,7 @@ async def test_full_disk(place, config, binaries, cgroup_parent):
     """A disk that is full when the bundle is written."""
     place.mkdir(parents=True)
     syscalls.mount("small", str(place), "tmpfs", 0, "size=64k")
-    runtime = OciRuntime(
-        place / "containers", place / "run", binaries, cgroup_parent=cgroup_parent
-    )
+    runtime = OciRuntime(place / "containers", place / "run", binaries, cgroup_parent=cgroup_parent)
     try:
         with pytest.raises(OSError, match="No space left"):
             (place / "ballast").write_bytes(b"x" * (1 << 20))
@@ -148,9 +146,7 @@ async def test_no_init_program(runtime, config, monkeypatch):
 async def test_no_monitor(place, config, binaries, cgroup_parent):
     """A conmon that cannot be run."""
     broken = Binaries(binaries.name, binaries.runtime, "/no/conmon")
-    runtime = OciRuntime(
-        place / "containers", place / "run", broken, cgroup_parent=cgroup_parent
-    )
+    runtime = OciRuntime(place / "containers", place / "run", broken, cgroup_parent=cgroup_parent)
     assert "cannot run /no/conmon" in await refusal(runtime, config("true"))
     await runtime.close()
 

@@ -1,0 +1,127 @@
+"""A daemon that dies, or a step that fails, anywhere in creation and removal.
+
+The next daemon finds the container and can remove it, or create it as if nothing had been; that
+nothing is left afterwards is checked by the fixtures.
+"""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from proto.errors import RuntimeFailedError
+from worker.runtime.api import ContainerMount
+
+CREATION = ["directory", "config", "mount", "content", "files", "bundle", "created", "recorded"]
+REMOVAL = ["killed", "cgroup removed", "state removed", "unmounted", "removed"]
+# While conmon and the runtime are at work there is no step of ours to stop at.
+MOMENTS = [f"seconds {delay}" for delay in (0.004, 0.008, 0.012, 0.018, 0.025)]
+DAEMON = Path(__file__).with_name("daemon.py")
+
+
+@pytest.fixture
+def die(place, binaries, cgroup_parent):
+    """Runs a daemon that is killed after a step; returns whether it was."""
+
+    def run(wanted, action, step) -> bool:
+        finished = subprocess.run(
+            [
+                sys.executable,
+                str(DAEMON),
+                str(place),
+                binaries.name,
+                binaries.runtime,
+                binaries.conmon,
+                cgroup_parent,
+                action,
+                step,
+            ],
+            input=msgspec.json.encode(wanted),
+            timeout=20,
+            check=False,
+        )
+        assert finished.returncode in {0, -signal.SIGKILL}
+        return finished.returncode != 0
+
+    return run
+
+
+@pytest.fixture
+def wanted(config, tmp_path):
+    """A container with all that a creation can make."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    return config(
+        "cat /data/first; sleep 60",
+        mounts=(ContainerMount(type="bind", target="/data", source=str(volume), copy_up=True),),
+        working_dir="/made",
+    )
+
+
+@pytest.mark.parametrize("step", CREATION + MOMENTS)
+async def test_killed_in_creation_then_removed(make, die, wanted, step):
+    """Whatever was made is found, told to be broken or created, and removed."""
+    is_killed = die(wanted, "create", step)
+    assert is_killed or step in MOMENTS
+    runtime = make()
+    states = await runtime.list_containers()
+    if step in CREATION:
+        (state,) = states
+        assert state.id == wanted.id
+        assert state.state == ("created" if step == "recorded" else "broken")
+        assert state.name == ("" if step == "directory" else wanted.name)
+    await runtime.remove(wanted.id)
+    assert await runtime.list_containers() == []
+
+
+@pytest.mark.parametrize("step", CREATION + MOMENTS)
+async def test_killed_in_creation_then_completed(make, die, wanted, step):
+    """Creating it again makes it whole, and it runs."""
+    die(wanted, "create", step)
+    runtime = make()
+    await runtime.create(wanted)
+    await runtime.start(wanted.id)
+    (state,) = await runtime.list_containers()
+    assert state.state == "running"
+    await runtime.kill(wanted.id, "KILL")
+    async with asyncio.timeout(10):
+        assert (await runtime.wait(wanted.id)).exit_code == 137
+
+
+@pytest.mark.parametrize("step", REMOVAL)
+async def test_killed_in_removal(make, die, wanted, step):
+    """Removing it again completes it."""
+    assert die(wanted, "remove", step)
+    runtime = make()
+    states = await runtime.list_containers()
+    assert len(states) == (0 if step == "removed" else 1)
+    await runtime.remove(wanted.id)
+    assert await runtime.list_containers() == []
+
+
+@pytest.mark.parametrize("step", CREATION)
+async def test_failed_step(runtime, wanted, step, place):
+    """A step that fails is undone at once."""
+
+    def fail(done: str) -> None:
+        if done == step:
+            raise OSError(5, "Input/output error", "/some/disk")
+
+    runtime.after_step = fail
+    with pytest.raises(RuntimeFailedError, match=r"Input/output error: /some/disk"):
+        await runtime.create(wanted)
+    runtime.after_step = lambda _step: None
+    assert await runtime.list_containers() == []
+    assert list((place / "containers").iterdir()) == []
+
+
+for case in (
+    test_killed_in_creation_then_removed,
+    test_killed_in_creation_then_completed,
+    test_killed_in_removal,
+):
+    case.has_orphans = True
