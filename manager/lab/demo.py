@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from manager.lab.footprint import read_footprint
+from manager.lab.footprint import Footprint, read_host_footprint, read_machine_footprint
 from manager.lab.host import HOST_ADDRESS, Host
 from manager.lab.image import make_rootfs_tar
 from proto.errors import RuntimeFailedError, SwarmError
@@ -109,12 +109,12 @@ def show(demo: Demo, host: Host) -> None:
     demo.say("swarm init", "one daemon is a manager with encrypted state, and a worker")
     demo.swarm("init", "--advertise-addr", HOST_ADDRESS)
     demo.swarm("node", "ls")
-    clean = read_footprint(str(host.init_pid))
+    clean = look(host)
 
     demo.say("A service of three replicas", "real containers, scheduled, watched and published")
     demo.swarm(
         *("service", "create", "--name", "web", "--replicas", "3", "--publish", "8080:80"),
-        *("--restart-delay", "1s", "--detach", "web:1"),
+        *("--restart-delay", "1s", "--init", "--detach", "web:1"),
     )
     three = demo.wait_for_replicas(3)
     demo.swarm("service", "ls")
@@ -153,9 +153,14 @@ def show(demo: Demo, host: Host) -> None:
 
     demo.say("Remove the service", "no process, mount, cgroup, namespace or link is left behind")
     demo.swarm("service", "rm", "web")
-    _wait_until(lambda: not read_footprint(str(host.init_pid)).difference(clean))
+    _wait_until(lambda: not look(host).difference(clean))
     demo.check(is_true=True, claim="the node looks as it did before the service")
     demo.swarm("leave", "--force")
+
+
+def look(host: Host) -> Footprint:
+    """List what is on the host now."""
+    return read_host_footprint(host.init_pid, host.cgroup_parent)
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -176,7 +181,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("demo: only root can make namespaces and containers; run it as root")
         return 1
-    before = read_footprint()
+    before = read_machine_footprint()
     root = Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     host = Host("demo", root)
     demo = Demo(host)
@@ -196,12 +201,12 @@ def main() -> int:
         print(f"\ndemo: failed: {failure}")
         return 1
     demo.say("The machine afterwards", "the node was in namespaces of its own")
-    changes = read_footprint().difference(before)
+    changes = read_machine_footprint().difference(before)
     print("".join(f"  {change}\n" for change in changes), end="")
     if changes:
         print("demo: failed: the machine is not as it was")
         return 1
-    print("  ok: links, mounts, cgroups and namespaces are as before")
+    print("  ok: links, mounts, tables of rules and cgroups are as before")
     return 0
 
 

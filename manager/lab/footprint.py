@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,9 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
 
     links: tuple[str, ...]
     mounts: tuple[str, ...]
+    tables: tuple[str, ...]
     cgroups: tuple[str, ...]
-    net_namespaces: tuple[str, ...]
+    net_namespaces: tuple[str, ...] = ()
 
     def difference(self, earlier: Footprint) -> list[str]:
         """Say in words what is here that was not, and what is gone."""
@@ -29,45 +31,74 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
         return said
 
 
-def read_footprint(pid: str = "self") -> Footprint:
-    """Look at the machine as a process sees it.
+def read_machine_footprint() -> Footprint:
+    """Look at this machine: all links, mounts and tables of rules, and our control groups.
 
-    Args:
-        pid: whose namespaces to look at; "self" for the caller's.
+    Namespaces and control groups of others come and go while a machine lives, so they are left out.
     """
-    process = Path("/proc") / pid
-    links = [line.split(":")[0].strip() for line in (process / "net/dev").open() if ":" in line]
-    mounts = [line.split()[4] for line in (process / "mountinfo").open()]
     return Footprint(
-        links=tuple(sorted(links)),
-        mounts=tuple(sorted(mounts)),
-        cgroups=tuple(sorted(_cgroups(_hierarchies()))),
-        net_namespaces=tuple(sorted(_net_namespaces())),
+        links=_links(Path("/proc/self")),
+        mounts=_mounts(Path("/proc/self")),
+        tables=_tables([]),
+        cgroups=_cgroups("swarm*"),
     )
 
 
-def _hierarchies() -> list[Path]:
-    if (CGROUP_ROOT / "cgroup.procs").exists():
-        return [CGROUP_ROOT]
-    return [path for path in CGROUP_ROOT.iterdir() if path.is_dir() and not path.is_symlink()]
+def read_host_footprint(init_pid: int, cgroup_parent: str) -> Footprint:
+    """Look at a lab host: everything in its namespaces.
+
+    Args:
+        init_pid: the host's init process, as the machine sees it.
+        cgroup_parent: the control group of its containers.
+    """
+    process = Path(f"/proc/{init_pid}")
+    return Footprint(
+        links=_links(process),
+        mounts=_mounts(process),
+        tables=_tables(["nsenter", "-t", str(init_pid), "-n"]),
+        cgroups=_cgroups(f"{cgroup_parent.strip('/')}/*/"),
+        net_namespaces=_net_namespaces(process / "root/proc"),
+    )
 
 
-def _cgroups(hierarchies: Iterable[Path]) -> set[str]:
-    """List control groups two levels deep: deeper ones go with their parents."""
+def _links(process: Path) -> tuple[str, ...]:
+    lines = (process / "net/dev").read_text().splitlines()
+    return tuple(sorted(line.split(":")[0].strip() for line in lines if ":" in line))
+
+
+def _mounts(process: Path) -> tuple[str, ...]:
+    lines = (process / "mountinfo").read_text().splitlines()
+    return tuple(sorted(line.split()[4] for line in lines))
+
+
+def _tables(enter: Sequence[str]) -> tuple[str, ...]:
+    listed = subprocess.run(
+        [*enter, "nft", "list", "tables"], capture_output=True, text=True, check=True, timeout=10
+    )
+    return tuple(sorted(listed.stdout.splitlines()))
+
+
+def _cgroups(pattern: str) -> tuple[str, ...]:
+    """List the control groups that a pattern names, in every hierarchy."""
+    hierarchies = [CGROUP_ROOT]
+    if not (CGROUP_ROOT / "cgroup.procs").exists():
+        hierarchies = [path for path in CGROUP_ROOT.iterdir() if not path.is_symlink()]
+    return tuple(
+        sorted(
+            str(path.relative_to(CGROUP_ROOT))
+            for hierarchy in hierarchies
+            for path in hierarchy.glob(pattern)
+        )
+    )
+
+
+def _net_namespaces(proc: Path) -> tuple[str, ...]:
+    """List the network namespaces that some process is in, by a mount of proc."""
     found = set()
-    for hierarchy in hierarchies:
-        for path in (*hierarchy.glob("*/"), *hierarchy.glob("*/*/")):
-            found.add(str(path.relative_to(CGROUP_ROOT)))
-    return found
-
-
-def _net_namespaces() -> set[str]:
-    """List the network namespaces that some process is in."""
-    found = set()
-    for entry in os.scandir("/proc"):
+    for entry in os.scandir(proc):
         if entry.name.isdigit():
             try:
                 found.add(str(Path(entry.path, "ns/net").readlink()))
             except OSError:
                 continue  # it ended while we looked, or is a zombie
-    return found
+    return tuple(sorted(found))

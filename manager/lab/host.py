@@ -15,6 +15,7 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,10 +38,8 @@ set -e
 hostname "$1"
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p "$2"
-mount -t tmpfs -o mode=755 tmpfs "$2"
 ip link set lo up
-touch "$3"
+touch "$2"
 exec tini -s -- sleep infinity
 """
 
@@ -50,7 +49,7 @@ def _die_with_parent() -> None:
 
 
 class Host:
-    """One host. `root` holds its state on disk; `run` is a tmpfs that only the host sees.
+    """One host. Its directories, and so its socket, can be reached from outside too.
 
     Args:
         name: its host name.
@@ -70,7 +69,7 @@ class Host:
 
     @property
     def socket(self) -> Path:
-        """The path of the Engine API's socket, as seen inside the host."""
+        """The path of the Engine API's socket, the same inside and outside of the host."""
         return self.run / "docker.sock"
 
     def start(self) -> None:
@@ -84,7 +83,7 @@ class Host:
             [
                 *("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork"),
                 *("--kill-child", "--propagation", "private", "--mount-proc"),
-                *("sh", "-c", _SETUP, "setup", self.name, str(self.run), str(ready)),
+                *("sh", "-c", _SETUP, "setup", self.name, str(ready)),
             ],
             stdin=subprocess.DEVNULL,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 -- this program has one thread here
@@ -196,8 +195,13 @@ class Host:
         if self._daemon.poll() is not None:
             tail = self.log.read_text(errors="replace")[-2000:]
             raise RuntimeFailedError(f"swarmd ended with {self._daemon.returncode}:\n{tail}")
-        swarm = str(Path(sys.executable).parent / "swarm")
-        return self.exec(swarm, "version", check=False).returncode == 0
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.socket))
+                connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+                return b" 200 " in connection.recv(64)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
 
     @property
     def daemon_pid(self) -> int:
