@@ -147,8 +147,8 @@ class Agent:
             if self._db is None or not is_running:
                 self._db = WorkerDB(self._state_dir / DATABASE, wall=self._clock.wall())
                 await self._network.start(frozenset())
-            removed = await self._remove_containers()
             await self._network.publish(())
+            removed = await self._remove_containers()
             self._db.clear()
             log.info("node_left", node_id=self._node_id, containers_removed=removed)
         finally:

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol, TypeVar, assert_never
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -28,6 +29,7 @@ from worker.container import (
     prepared_of,
 )
 from worker.images.api import Image
+from worker.pulls import SharedPulls
 from worker.runtime.api import ContainerMount, Runtime
 from worker.task.events import (
     CancelPrepare,
@@ -85,7 +87,7 @@ class Images(Protocol):
         """
 
     def pull(self, ref: str) -> Awaitable[Image]:
-        """Fetch the image; those who ask for the same at once share the work."""
+        """Fetch the image from its registry."""
 
 
 class Runner:
@@ -109,6 +111,7 @@ class Runner:
         """Begin with nothing under way."""
         self._runtime = runtime
         self._images = images
+        self._pulls = SharedPulls(images.pull)
         self._network = network
         self._volumes = volumes
         self._node = node
@@ -119,6 +122,7 @@ class Runner:
         self._watching: set[asyncio.Task[None]] = set()
         self._pulling: dict[TaskID, asyncio.Future[Image]] = {}
         self._cancelled: set[TaskID] = set()
+        self._locks: WeakValueDictionary[ContainerID, asyncio.Lock] = WeakValueDictionary()
         self._images_held: dict[TaskID, ImageID] = {}
 
     @property
@@ -168,11 +172,19 @@ class Runner:
         Raises:
             SwarmError: something is left; it may be called again.
         """
-        await self._runtime.remove(container_id)
-        await self._network.detach(container_id)
-        if self._volumes.owned_by(container_id):
-            # Deleting files may take long.
-            await asyncio.to_thread(self._volumes.remove_owned, container_id)
+        async with self._lock(container_id):
+            await self._runtime.remove(container_id)
+            await self._network.detach(container_id)
+            if self._volumes.owned_by(container_id):
+                # Deleting files may take long.
+                await asyncio.to_thread(self._volumes.remove_owned, container_id)
+
+    def _lock(self, container_id: ContainerID) -> asyncio.Lock:
+        """Keep the making of a container apart from the removal of its former self."""
+        lock = self._locks.get(container_id)
+        if lock is None:
+            lock = self._locks[container_id] = asyncio.Lock()
+        return lock
 
     # --- preparing ---
 
@@ -199,7 +211,8 @@ class Runner:
         async with self._room:
             if task_id in self._cancelled:
                 raise asyncio.CancelledError
-            return await self._made(assignment, image)
+            async with self._lock(container_id_of(task_id)):
+                return await self._made(assignment, image)
 
     async def _resolved(self, task_id: TaskID, reference: str) -> Image:
         """Find or pull the image; the one step that may take long and can be cancelled."""
@@ -209,7 +222,7 @@ class Runner:
             return self._images.resolve(reference)
         except NotFoundError:
             log.info("image_pull_began", task_id=task_id, image=reference)
-        pulling = asyncio.ensure_future(self._images.pull(reference))
+        pulling = asyncio.ensure_future(self._pulls.pull(reference))
         self._pulling[task_id] = pulling
         try:
             return await pulling

@@ -102,6 +102,7 @@ class Node(RuleBasedStateMachine):
         self.kernel_ports: tuple[PublishedPort, ...] = ()
         self.killed: set[ContainerID] = set()
         self.ports_failed = False
+        self.has_session = False
         # The database: what is assigned, and the last statuses.
         self.stored: dict[TaskID, Assignment] = {}
         self.statuses: dict[TaskID, TaskStatus] = {}
@@ -133,6 +134,7 @@ class Node(RuleBasedStateMachine):
                 case Kill(task_id=task_id, signal=signal):
                     self.check_kill(task_id, signal)
                 case RemoveStray(container_id=container_id):
+                    self.check_unpublished(container_id)
                     self.purge(container_id)
                 case PublishPorts():
                     assert not any(isinstance(p, PublishPorts) for p in self.pending)
@@ -148,12 +150,15 @@ class Node(RuleBasedStateMachine):
         self.statuses[task_id] = status
 
     def check_kill(self, task_id: TaskID, signal: str) -> None:
-        """No port may lead to a process that is asked to stop (one that is lost or left may)."""
-        container_id = container_id_of(task_id)
+        """No port may lead to a process that is asked to stop (one that is lost may have some)."""
+        if signal != "SIGKILL":
+            self.check_unpublished(container_id_of(task_id))
+        self.killed.add(container_id_of(task_id))
+
+    def check_unpublished(self, container_id: ContainerID) -> None:
+        """Check that no port leads to the container, unless the kernel refused a change."""
         backends = {b for port in self.kernel_ports for b in port.backends}
-        if signal != "SIGKILL" and not self.ports_failed:
-            assert self.addresses.get(container_id) not in backends
-        self.killed.add(container_id)
+        assert self.ports_failed or self.addresses.get(container_id) not in backends
 
     def purge(self, container_id: ContainerID) -> None:
         """Remove a container."""
@@ -175,6 +180,7 @@ class Node(RuleBasedStateMachine):
     @rule(task_id=task_ids, desired=st.sampled_from(DESIRED_STATES))
     def assign(self, task_id: TaskID, desired: TaskState) -> None:
         """Assign or change a task."""
+        self.open_session()
         self.give(AssignmentChanges(updated=(self.assign_one(task_id, desired),)))
 
     @rule(task_id=task_ids)
@@ -185,6 +191,7 @@ class Node(RuleBasedStateMachine):
     @rule(task_id=task_ids)
     def unassign(self, task_id: TaskID) -> None:
         """Take a task away."""
+        self.open_session()
         self.forget(task_id)
         self.give(AssignmentChanges(removed=(task_id,)))
 
@@ -193,10 +200,16 @@ class Node(RuleBasedStateMachine):
         for record in (self.wanted, self.stored, self.statuses, self.reported):
             record.pop(task_id, None)
 
+    def open_session(self) -> None:
+        """Begin with the complete set, as every session does."""
+        if not self.has_session:
+            self.new_session(set())
+
     @rule(gone=st.sets(task_ids))
     def new_session(self, gone: set[TaskID]) -> None:
         """Say everything anew."""
-        for task_id in gone:
+        self.has_session = True
+        for task_id in sorted(gone):
             self.forget(task_id)
         again = [self.assign_one(i, self.wanted[i].task.desired_state) for i in sorted(self.wanted)]
         self.give(CompleteAssignments(tuple(again)))
@@ -264,9 +277,7 @@ class Node(RuleBasedStateMachine):
             case RunHealthcheck():
                 return [HealthcheckDone(task_id, 0 if is_success else 1)]
             case Detach():
-                backends = {b for port in self.kernel_ports for b in port.backends}
-                if not self.ports_failed:
-                    assert self.addresses.get(container_id) not in backends
+                self.check_unpublished(container_id)
                 self.addresses.pop(container_id, None)
                 return [Detached(task_id)]
             case Remove():
@@ -324,6 +335,9 @@ class Node(RuleBasedStateMachine):
             self.stored, self.statuses = {}, {}
         self.pending = []
         self.now += 5
+        self.has_session = False
+        # Until ports are applied anew, they may lead to what ended in the meantime.
+        self.ports_failed = True
         self.table = TaskTable()
         live = {i for i, state in self.containers.items() if state in {"created", "running"}}
         self.addresses = {i: a for i, a in self.addresses.items() if i in live}

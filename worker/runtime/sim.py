@@ -81,7 +81,7 @@ class SimRuntime:
     ) -> None:
         """Begin with no container."""
         self._clock = clock
-        self._script_of = script_of if script_of is not None else lambda _: SimScript()
+        self.script_of = script_of if script_of is not None else lambda _: SimScript()
         self._containers: dict[ContainerID, _Container] = {}
         self._pids = 1000
         # What was done, in order, for tests to look at.
@@ -103,7 +103,7 @@ class SimRuntime:
         """Make a virtual container."""
         assert config.argv
         self.calls.append(("create", config.id))
-        script = self._script_of(config)
+        script = self.script_of(config)
         await asyncio.sleep(script.create_seconds)
         if script.create_error:
             raise RuntimeFailedError(script.create_error)

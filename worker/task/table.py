@@ -77,6 +77,8 @@ class TaskTable:
         """Begin empty."""
         self.machines: dict[TaskID, TaskMachine] = {}
         self._remains: dict[ContainerID, Remains] = {}
+        # Containers to remove as soon as no port leads to them.
+        self._strays: dict[ContainerID, Remains | None] = {}
         self._again: dict[TaskID, Assignment] = {}
         self._timers: list[tuple[float, TaskID]] = []
         self._timer_of: dict[TaskID, float] = {}
@@ -174,7 +176,7 @@ class TaskTable:
         for task_id in [i for i in self.machines if i not in wanted]:
             out += self._unassign(task_id, now)
         # Whatever else an earlier daemon left belongs to nobody.
-        out += [RemoveStray(container_id) for container_id in sorted(self._remains)]
+        self._strays |= self._remains
         self._remains = {}
         return out
 
@@ -210,7 +212,10 @@ class TaskTable:
     ) -> list[Instruction]:
         task_id = assignment.task.id
         machine = self.machines[task_id] = TaskMachine(assignment, status=status)
-        remains = self._remains.pop(container_id_of(task_id), None)
+        container_id = container_id_of(task_id)
+        remains = self._remains.pop(container_id, None) or self._strays.get(container_id)
+        if remains is not None:
+            self._strays.pop(container_id, None)
         if remains is None:
             return self._give(Found(task_id), now)
         out = self._give(Found(task_id, remains.container, remains.prepared), now)
@@ -248,7 +253,8 @@ class TaskTable:
                 machine.status, state=TaskState.FAILED, err=ABANDONED, timestamp=0.0
             )
             out.append(Report(task_id, status))
-        return [*out, RemoveStray(container_id_of(task_id))]
+        self._strays[container_id_of(task_id)] = None
+        return out
 
     def _plan_timer(self, machine: TaskMachine) -> None:
         """Keep one live entry of the heap for the machine; older ones are skipped when due."""
@@ -337,6 +343,9 @@ class TaskTable:
                 out += self._answer(Published, now)
             else:
                 break
+        if self._ports_asked is None and not self._remains:
+            out += [RemoveStray(container_id) for container_id in sorted(self._strays)]
+            self._strays = {}
         return out
 
     def _ports_answered(self, now: float, *, error: str) -> list[Instruction]:
