@@ -230,21 +230,22 @@ def select_tasks(tasks: Iterable[Task], filters: Filters, facts: TaskFacts) -> l
     ]
 
 
-def matches_reference(repo_tags: Iterable[str], pattern: str) -> bool:
-    """Tell whether a reference matches a pattern such as `red*`, `busybox:1.*` or a whole name.
+def matching_tags(repo_tags: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the references that match a pattern such as `red*`, `busybox:1.*` or a whole name.
 
     A `*` does not cross a slash, and a pattern without a tag matches every tag.
     """
-    for tagged in repo_tags:
-        name, _, tag = tagged.rpartition(":")
-        for candidate in (tagged, name):
-            if _matches_path(candidate, pattern):
-                return True
-        wanted_name, separator, wanted_tag = pattern.rpartition(":")
-        is_tagged = separator and "/" not in wanted_tag
-        if is_tagged and _matches_path(name, wanted_name) and fnmatchcase(tag, wanted_tag):
-            return True
-    return False
+    wanted = tuple(patterns)
+    return tuple(tag for tag in repo_tags if any(_matches_reference(tag, p) for p in wanted))
+
+
+def _matches_reference(tagged: str, pattern: str) -> bool:
+    name, _, tag = tagged.rpartition(":")
+    if _matches_path(tagged, pattern) or _matches_path(name, pattern):
+        return True
+    wanted_name, separator, wanted_tag = pattern.rpartition(":")
+    is_tagged = bool(separator) and "/" not in wanted_tag
+    return is_tagged and _matches_path(name, wanted_name) and fnmatchcase(tag, wanted_tag)
 
 
 def _matches_path(path: str, pattern: str) -> bool:
@@ -252,6 +253,20 @@ def _matches_path(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(
         fnmatchcase(part, want) for part, want in zip(parts, wanted, strict=True)
     )
+
+
+def _named_as(image: Image, patterns: Iterable[str]) -> Image:
+    wanted = tuple(patterns)
+    digests = tuple(
+        digest
+        for digest in image.repo_digests
+        if any(
+            pattern == digest or _matches_path(digest.partition("@")[0], pattern)
+            for pattern in wanted
+        )
+    )
+    tags = matching_tags(image.repo_tags, wanted)
+    return msgspec.structs.replace(image, repo_tags=tags, repo_digests=digests)
 
 
 class ImageBounds(msgspec.Struct, frozen=True):
@@ -264,9 +279,14 @@ class ImageBounds(msgspec.Struct, frozen=True):
 def select_images(images: Iterable[Image], filters: Filters, bounds: ImageBounds) -> list[Image]:
     """Return the images that match, newest first.
 
+    With `reference` an image keeps only the names that match, as in the Engine.
+
     Raises:
         InvalidError: `dangling` is neither true nor false.
     """
+    if "reference" in filters:
+        images = [_named_as(image, filters["reference"]) for image in images]
+        images = [image for image in images if image.repo_tags or image.repo_digests]
     dangling = flag_of(filters, "dangling", default=False) if "dangling" in filters else None
     unwanted = filters.get("label!", ())
     chosen = [
@@ -275,10 +295,6 @@ def select_images(images: Iterable[Image], filters: Filters, bounds: ImageBounds
         if (dangling is None or (not image.repo_tags) == dangling)
         and matches_labels(image.config.labels, filters.get("label", ()))
         and not any(matches_labels(image.config.labels, (label,)) for label in unwanted)
-        and (
-            "reference" not in filters
-            or any(matches_reference(image.repo_tags, p) for p in filters["reference"])
-        )
         and (bounds.before is None or image.created < bounds.before)
         and (bounds.since is None or image.created > bounds.since)
     ]

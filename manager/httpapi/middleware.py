@@ -20,7 +20,7 @@ _UNSERVED = {
     "build": "building images",
     "commit": "making an image of a container",
     "configs": "configs",
-    "containers": "containers made by hand",
+    "containers": "commands on single containers",
     "exec": "running commands in containers",
     "networks": "networks made by hand",
     "plugins": "plugins",

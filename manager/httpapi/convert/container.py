@@ -48,7 +48,6 @@ def container_of(wire: WireContainer) -> ContainerSpec:
             f"isolation {wire.isolation!r} is not supported: it exists on Windows only, "
             'leave it out or use "default"'
         )
-    health = wire.healthcheck or wire.health_check
     return ContainerSpec(
         image=wire.image,
         labels=dict(wire.labels),
@@ -67,7 +66,7 @@ def container_of(wire: WireContainer) -> ContainerSpec:
         mounts=tuple(_mount_of(mount) for mount in wire.mounts),
         stop_signal=wire.stop_signal,
         stop_grace_period_ns=wire.stop_grace_period,
-        healthcheck=None if health is None else _health_of(health),
+        healthcheck=None if wire.healthcheck is None else _health_of(wire.healthcheck),
         hosts=wire.hosts,
         dns_config=DNSConfig(
             nameservers=wire.dns_config.nameservers,

@@ -3,19 +3,18 @@
 msgspec checks types and ranges while decoding and names the path of what is wrong. A field of the
 API that this version cannot honour is here too, as `Unsupported`, so that the converters refuse it
 by name instead of dropping it silently; a field that the API does not know is ignored, as the
-Engine does. `null` is the same as absent, as in Go.
+Engine does. `null` is the same as absent and names are read in any case, as in Go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 
 from proto.errors import InvalidError
-
-T = TypeVar("T")
 
 INT64_MAX = 2**63 - 1
 Int64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX, le=INT64_MAX)]
@@ -52,23 +51,53 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, rename=engine_name):
     """Base of the typed JSON objects."""
 
 
-def without_nulls(value: Any) -> Any:
-    """Drop members that are null, at any depth."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+W = TypeVar("W", bound=Wire)
+
+
+@cache
+def _members(kind: type[Wire]) -> Mapping[str, tuple[str, type[Wire] | None]]:
+    """Map each member's name in small letters to its name and the object type in it, if any."""
+    return {
+        field.encode_name.lower(): (field.encode_name, _object_in(field.type))
+        for field in msgspec.structs.fields(kind)
+    }
+
+
+def _object_in(annotation: Any) -> type[Wire] | None:
+    """Find the object type of a member, also as a tuple's item or beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, Wire):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _object_in(part))), None)
+
+
+def _normal(value: Any, kind: type[Wire] | None) -> Any:
+    """Name members as they are written here, and drop those that are null.
+
+    Go reads names in any case, and docker-py relies on it (`{"replicated": {"Replicas": 2}}`).
+    """
     if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
+        return [_normal(item, kind) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if kind is None:
+        return {key: _normal(item, None) for key, item in value.items() if item is not None}
+    members = _members(kind)
+    normal = {}
+    for key, item in value.items():
+        name, inner = members.get(key.lower(), (key, None))
+        if item is not None and (name == key or name not in value):
+            normal[name] = _normal(item, inner)
+    return normal
 
 
-def decoded(value: Any, wanted: type[T]) -> T:
+def decoded(value: Any, wanted: type[W]) -> W:
     """Check decoded JSON against a wire type.
 
     Raises:
         InvalidError: with the path of the member that is wrong.
     """
     try:
-        return msgspec.convert(without_nulls(value), wanted)
+        return msgspec.convert(_normal(value, wanted), wanted)
     except msgspec.ValidationError as error:
         raise InvalidError(f"the request body is not valid: {error}") from None
 
@@ -238,9 +267,7 @@ class WireContainer(Wire, frozen=True):
     mounts: tuple[WireMount, ...] = ()
     stop_signal: str = ""
     stop_grace_period: Whole | None = None
-    # Docker sends and answers `Healthcheck`; the schema of the API says `HealthCheck`.
     healthcheck: WireHealth | None = None
-    health_check: WireHealth | None = None
     hosts: Strings = ()
     dns_config: WireDNS = WireDNS()
     secrets: tuple[WireSecret, ...] = ()

@@ -24,7 +24,7 @@ from manager.httpapi.filters import (
     parse_filters,
     select_images,
 )
-from manager.httpapi.frames import stream_line
+from manager.httpapi.frames import json_line, stream_line
 from manager.httpapi.requests import (
     CLOCK,
     STREAMS,
@@ -286,7 +286,13 @@ async def push(request: web.Request) -> web.StreamResponse:
     async def run(show: ShowProgress) -> str:
         return await store.push(ref, auth=auth, progress=show)
 
-    return await _json_stream(request, with_progress(run))
+    def finish(digest: str) -> bytes:
+        name = reference.tag or reference.digest
+        summary = {"status": f"{name}: digest: {digest}"}
+        # The status is for people, `aux` for programs.
+        return json_line(summary) + json_line({"aux": {"Tag": name, "Digest": digest}})
+
+    return await _json_stream(request, with_progress(run, finish=finish))
 
 
 ROUTES = (

@@ -8,6 +8,13 @@ from manager.httpapi.convert.node import node_spec_of, node_to_json
 from manager.httpapi.filters import NODE_FILTERS, parse_filters, select_nodes
 from manager.httpapi.requests import backend_of, flag, json_body, json_response, version_of
 
+SELF = "self"
+
+
+def node_ref(request: web.Request, ref: str) -> str:
+    """Resolve `self`, which the stock client does for some commands only."""
+    return backend_of(request).facts().node_id if ref == SELF else ref
+
 
 async def list_all(request: web.Request) -> web.StreamResponse:
     """List nodes."""
@@ -18,7 +25,8 @@ async def list_all(request: web.Request) -> web.StreamResponse:
 
 async def inspect(request: web.Request) -> web.StreamResponse:
     """Describe a node."""
-    return json_response(node_to_json(backend_of(request).control().node(request.match_info["id"])))
+    control = backend_of(request).control()
+    return json_response(node_to_json(control.node(node_ref(request, request.match_info["id"]))))
 
 
 async def update(request: web.Request) -> web.StreamResponse:
@@ -26,14 +34,16 @@ async def update(request: web.Request) -> web.StreamResponse:
     control = backend_of(request).control()
     version = version_of(request, "node")
     spec = node_spec_of(await json_body(request))
-    await control.update_node(request.match_info["id"], version, spec)
+    await control.update_node(node_ref(request, request.match_info["id"]), version, spec)
     return web.Response()
 
 
 async def remove(request: web.Request) -> web.StreamResponse:
     """Remove a node."""
     control = backend_of(request).control()
-    await control.remove_node(request.match_info["id"], force=flag(request, "force"))
+    await control.remove_node(
+        node_ref(request, request.match_info["id"]), force=flag(request, "force")
+    )
     return web.Response()
 
 

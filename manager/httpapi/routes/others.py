@@ -1,4 +1,9 @@
-"""Lists that are empty in this version, so that clients which only look are told the truth."""
+"""Lists that are empty in this version, so that clients which only look are told the truth.
+
+`docker inspect NAME` tries one kind of object after the other and goes on only if the answer is
+404; so what cannot exist yet is "not found" when it is looked for, and "not served" (501, in
+`middleware`) when it is to be made or changed.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,17 @@ async def no_networks(_request: web.Request) -> web.StreamResponse:
     return json_response([])
 
 
-async def no_network(request: web.Request) -> web.StreamResponse:
-    """Describe a network: there is none."""
-    raise NotFoundError("network", request.match_info["id"])
+async def no_plugins(_request: web.Request) -> web.StreamResponse:
+    """List plugins: none."""
+    return json_response([])
+
+
+async def no_object(request: web.Request) -> web.StreamResponse:
+    """Describe an object of a kind that there is none of."""
+    kind = request.match_info["kind"]
+    name = request.match_info["name"]
+    sentence = f"No such container: {name}" if kind == "containers" else None
+    raise NotFoundError(kind.removesuffix("s"), name, sentence)
 
 
 async def no_volumes(_request: web.Request) -> web.StreamResponse:
@@ -31,7 +44,9 @@ async def none_of_the_cluster(request: web.Request) -> web.StreamResponse:
 
 ROUTES = (
     ("GET", "/networks", no_networks),
-    ("GET", "/networks/{id}", no_network),
+    ("GET", "/plugins", no_plugins),
+    ("GET", "/{kind:containers|plugins}/{name:.+}/json", no_object),
+    ("GET", "/{kind:networks|volumes|secrets|configs}/{name}", no_object),
     ("GET", "/volumes", no_volumes),
     ("GET", "/secrets", none_of_the_cluster),
     ("GET", "/configs", none_of_the_cluster),

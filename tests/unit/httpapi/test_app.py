@@ -13,7 +13,7 @@ import pytest
 
 from proto.errors import LockedError, SequenceConflictError
 from proto.ids import NodeID, ServiceID, TaskID
-from proto.objects import ContainerSpec, Service, ServiceSpec, Task, TaskSpec
+from proto.objects import ContainerSpec, NodeSpec, Service, ServiceSpec, Task, TaskSpec
 from worker.images.api import Progress
 from worker.runtime.api import LogRecord
 
@@ -60,7 +60,9 @@ async def test_ping_tells_what_clients_negotiate_by(served: Served) -> None:
         ("/v1.99/info", 400, "client version 1.99 is too new"),
         ("/v1.1/info", 400, "client version 1.1 is too old"),
         ("/services/none", 404, "service none not found"),
-        ("/v1.50/containers/x/json", 501, "containers made by hand: not served"),
+        ("/v1.50/containers/x/json", 404, "No such container: x"),
+        ("/v1.50/containers/x/logs", 501, "commands on single containers: not served"),
+        ("/volumes/x", 404, "volume x not found"),
         ("/networks/x", 404, "network x not found"),
         ("/images/web/json", 404, "No such image: web"),
         ("/services?filters=%7B%22color%22%3A%5B%22red%22%5D%7D", 400, "invalid filter 'color'"),
@@ -157,6 +159,16 @@ async def test_each_error_has_its_status(
     monkeypatch.setattr(served.backend.fake_control, "update_service", refuse)
     answer = await served.ask("POST", "/services/s1/update?version=1", {})
     assert (answer.status, answer.json()["message"]) == (status, str(error))
+
+
+async def test_self_names_this_node(served: Served) -> None:
+    """For every command on nodes, not only for those whose client knows the word."""
+    assert (await served.ask("DELETE", "/nodes/self?force=1")).status == 200
+    assert (await served.ask("POST", "/nodes/self/update?version=3", {})).status == 200
+    assert served.backend.fake_control.calls == [
+        ("remove_node", "n1", True),
+        ("update_node", "n1", 3, NodeSpec()),
+    ]
 
 
 async def test_outside_a_swarm_the_sentence_is_shown(served: Served) -> None:

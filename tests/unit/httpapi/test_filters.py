@@ -15,7 +15,7 @@ from manager.httpapi.filters import (
     flag_of,
     is_up_to_date,
     matches_labels,
-    matches_reference,
+    matching_tags,
     parse_filters,
     select_images,
     select_nodes,
@@ -227,13 +227,14 @@ def test_an_earlier_run_of_a_job_is_not_up_to_date() -> None:
 )
 def test_references_match_names_tags_and_globs(pattern: str, expected: bool) -> None:  # noqa: FBT001 -- a case
     """A pattern without a tag matches every tag; a star stays within a path component."""
-    assert expected == matches_reference(("busybox:1.36",), pattern)
+    assert expected == bool(matching_tags(("busybox:1.36",), (pattern,)))
 
 
 def test_a_star_does_not_cross_a_slash() -> None:
     """`*` alone is not every repository of every registry."""
-    assert not matches_reference(("registry:5000/team/web:1",), "*")
-    assert matches_reference(("registry:5000/team/web:1",), "registry:5000/*/web")
+    names = ("registry:5000/team/web:1",)
+    assert matching_tags(names, ("*",)) == ()
+    assert matching_tags(names, ("registry:5000/*/web",)) == names
 
 
 IMAGES = [
@@ -262,6 +263,19 @@ def test_images_match_newest_first(
     """Bounds leave the bound itself out."""
     assert set(filters) <= IMAGE_FILTERS
     assert expected == [image.id for image in select_images(IMAGES, filters, bounds)]
+
+
+def test_an_image_found_by_reference_shows_the_names_that_match() -> None:
+    """`image ls mini:2` has one line, whatever other names the image has."""
+    image = Image(
+        id=ImageID("i"),
+        repo_tags=("mini:1", "mini:2"),
+        repo_digests=("mini@sha256:0", "x@sha256:0"),
+    )
+    (found,) = select_images([image], {"reference": ("mini:2",)}, ImageBounds())
+    assert (found.repo_tags, found.repo_digests) == (("mini:2",), ())
+    (found,) = select_images([image], {"reference": ("mini",)}, ImageBounds())
+    assert (found.repo_tags, found.repo_digests) == (("mini:1", "mini:2"), ("mini@sha256:0",))
 
 
 def test_a_flag_that_is_neither_is_refused() -> None:
