@@ -154,9 +154,9 @@ def test_removal_leaves_nothing_behind(node, eventually):
 
     eventually(lambda: not look().difference(before), what="footprint as before")
     eventually(lambda: processes() == processes_before, what="processes as before")
-    state = node.host.state
-    assert list((state / "containers").iterdir()) == []
-    assert [p for p in (state / "worker" / "volumes").iterdir() if p.is_dir()] == []
+    eventually(lambda: list((node.host.state / "containers").iterdir()) == [])
+    volumes = node.host.state / "worker/volumes"
+    eventually(lambda: [p for p in volumes.iterdir() if p.is_dir()] == [], what="no volume left")
 
 
 def test_update_image_rolls_one_by_one(node, rootfs, eventually):
