@@ -41,6 +41,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 DATABASE = "worker.db"
 REMOVALS_MAX = 4
+LOGS_POLL_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -190,16 +191,30 @@ class Agent:
         return len(containers)
 
     async def logs(self, task_id: TaskID, options: LogOptions) -> AsyncIterator[LogRecord]:
-        """Yield the output of a task's container.
+        """Yield the output of a task's container; nothing if it never had one.
+
+        With `follow` it waits for a container that is still being made.
 
         Raises:
             NotFoundError: the task is not on this node.
         """
         if task_id not in self._table.machines:
             raise NotFoundError("task", task_id)
+        while not self._has_container(task_id):
+            if not options.follow or self._is_over(task_id):
+                return
+            await asyncio.sleep(LOGS_POLL_SECONDS)
         async with _closed_after(self._runtime.logs(container_id_of(task_id), options)) as records:
             async for record in records:
                 yield record
+
+    def _has_container(self, task_id: TaskID) -> bool:
+        machine = self._table.machines.get(task_id)
+        return machine is not None and machine.prepared is not None
+
+    def _is_over(self, task_id: TaskID) -> bool:
+        machine = self._table.machines.get(task_id)
+        return self._is_closing or machine is None or machine.status.state.is_terminal
 
     def container_counts(self) -> tuple[int, int]:
         """Return how many containers run, and how many have ended and are kept."""
@@ -219,7 +234,7 @@ class Agent:
         held = self._runner.images_held
         for machine in self._table.machines.values():
             container_id = container_id_of(machine.task_id)
-            if machine.prepared is not None:
+            if machine.prepared is not None and machine.prepared.image_id:
                 held[container_id] = machine.prepared.image_id
         for container_id, image_id in sorted(held.items()):
             uses.setdefault(image_id, []).append(container_id)

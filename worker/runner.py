@@ -191,7 +191,7 @@ class Runner:
     async def _prepare(self, instruction: Prepare) -> None:
         task_id = instruction.task_id
         try:
-            prepared = await _attempt(self._prepared(instruction.assignment), "preparing it")
+            prepared = await _attempt(self._prepared(instruction), "preparing it")
         except _WorkFailedError as failure:
             self._emit(PrepareFailed(task_id, failure.sentence))
         except asyncio.CancelledError:
@@ -204,13 +204,16 @@ class Runner:
             self._cancelled.discard(task_id)
             self._images_held.pop(task_id, None)
 
-    async def _prepared(self, assignment: Assignment) -> Prepared:
+    async def _prepared(self, instruction: Prepare) -> Prepared:
+        assignment = instruction.assignment
         task_id, container = assignment.task.id, assignment.spec.task.container
         image = await self._resolved(task_id, container.image)
         self._images_held[task_id] = image.id
         async with self._room:
             if task_id in self._cancelled:
                 raise asyncio.CancelledError
+            if instruction.is_anew:
+                await self.purge(container_id_of(task_id))
             async with self._lock(container_id_of(task_id)):
                 return await self._made(assignment, image)
 

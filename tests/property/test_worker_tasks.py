@@ -254,6 +254,8 @@ class Node(RuleBasedStateMachine):
         container_id = container_id_of(task_id)
         match instruction:
             case Prepare():
+                if instruction.is_anew:
+                    self.purge(container_id)
                 self.addresses.setdefault(container_id, self.free_address())
                 if not is_success:
                     machine = self.table.machines[task_id]

@@ -192,9 +192,13 @@ class Report(TaskInstruction, frozen=True):
 
 
 class Prepare(TaskInstruction, frozen=True):
-    """Make the container. Outcome: `PrepareDone`, `PrepareFailed` or `PrepareCancelled`."""
+    """Make the container. Outcome: `PrepareDone`, `PrepareFailed` or `PrepareCancelled`.
+
+    With `is_anew` an earlier daemon left something of it that may not fit: remove that first.
+    """
 
     assignment: Assignment
+    is_anew: bool = False
 
 
 class CancelPrepare(TaskInstruction, frozen=True):

@@ -207,6 +207,7 @@ class TaskMachine:
         self._desired = assignment.task.desired_state
         self._failure = ""  # why we stop it ourselves
         self._pid = self.status.pid
+        self._has_remains = False
         self._health: HealthMonitor | None = None
         self._timer: float | None = None
         self._remove_attempts = 0
@@ -339,7 +340,7 @@ class TaskMachine:
             case "created":
                 # Without its network the container is not what was prepared: make it again.
                 is_whole = self.status.state >= TaskState.READY and bool(self._address())
-                return self._enter(Phase.PREPARED if is_whole else Phase.IDLE)
+                return self._enter(Phase.PREPARED) if is_whole else self._again()
             case "exited":
                 assert container.exit is not None
                 return self._end_of_process(container.exit, Phase.DETACHING)
@@ -359,8 +360,9 @@ class TaskMachine:
         return self._enter(Phase.IDLE) if container is None else self._again()
 
     def _again(self) -> Instructions:
-        """Prepare anew what is broken: `Prepare` completes or replaces what is there."""
+        """Prepare anew what is broken or incomplete."""
         self.prepared = None
+        self._has_remains = True
         return self._enter(Phase.IDLE)
 
     def _found_running(self, container: ContainerState, now: float) -> Instructions:
@@ -521,7 +523,8 @@ class TaskMachine:
             case Phase.IDLE:
                 reports = self._report(TaskState.ACCEPTED) + self._report(TaskState.PREPARING)
                 phase = self._enter(Phase.PREPARING)
-                return [*reports, *phase, Prepare(self.task_id, self.assignment)]
+                prepare = Prepare(self.task_id, self.assignment, self._has_remains)
+                return [*reports, *phase, prepare]
             case Phase.PREPARING if is_stop:
                 return [*self._enter(Phase.CANCELLING), CancelPrepare(self.task_id)]
             case Phase.PREPARED if is_stop:

@@ -342,6 +342,49 @@ def test_logs_of_a_task(play, assigned: Assigned) -> None:
     play(scenario)
 
 
+def test_logs_of_a_task_without_a_container(play, assigned: Assigned) -> None:
+    """A follower waits for a container that is being made; a rejected task has no output."""
+
+    async def scenario(world) -> None:
+        world.images.seconds = 5
+        world.scripts["t1"] = SimScript(run_seconds=1, output=(b"a\n",))
+        world.manager.tasks[T1] = assigned(container=ContainerSpec(image="far"))
+        world.manager.tasks[T2] = assigned("t2", container=ContainerSpec(image="nope"), slot=2)
+        agent = await world.start()
+        await world.eventually(lambda: len(world.images.pulls) == 2)
+        assert [r async for r in agent.logs(T1, LogOptions())] == []
+        record = await anext(agent.logs(T1, LogOptions(follow=True)))
+        assert record.data == b"a\n"
+        assert [r async for r in agent.logs(T2, LogOptions(follow=True))] == []
+        assert world.manager.reported[T2].state is TaskState.REJECTED
+        await world.stop(agent)
+
+    play(scenario)
+
+
+def test_half_made_container_is_made_anew(play, assigned: Assigned) -> None:
+    """What a killed agent left of a preparation is removed before it is prepared again."""
+
+    async def scenario(world) -> None:
+        ready = assigned(desired=TaskState.READY)
+        world.manager.tasks[T1] = ready
+        agent = await world.start()
+        await world.until(T1, TaskState.READY)
+        await world.stop(agent)
+        world.network.attachments.clear()
+        calls = len(world.runtime.calls)
+        agent = await world.start()
+        await world.eventually(lambda: len(world.runtime.calls) >= calls + 2)
+        assert [name for name, _ in world.runtime.calls[calls:]] == ["remove", "create"]
+        await world.eventually(lambda: C1 in world.network.attachments)
+        world.manager.want(T1, TaskState.RUNNING)
+        await world.until(T1, TaskState.RUNNING)
+        assert world.manager.states(T1).count(TaskState.READY) == 1
+        await world.stop(agent)
+
+    play(scenario)
+
+
 def test_crash_in_the_work_of_one_task_is_its_own(play, assigned: Assigned) -> None:
     """An unexpected exception while preparing rejects that task; the others run."""
 

@@ -399,7 +399,7 @@ def test_interrupted_preparation_is_redone(
 ) -> None:
     """A task in the middle of its preparation is prepared again, without a new report."""
     machine, out = adopted(assigned, S.PREPARING, container)
-    assert out == [Prepare(T, machine.assignment)]
+    assert out == [Prepare(T, machine.assignment, is_anew=container is not None)]
 
 
 @pytest.mark.parametrize("container", [None, found("broken")])
