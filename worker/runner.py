@@ -229,6 +229,12 @@ class Runner:
         self._pulling[task_id] = pulling
         try:
             return await pulling
+        except SwarmError as error:
+            if reference in error.message:
+                raise
+            raise NotFoundError(
+                "image", reference, f"No such image: {reference} ({error.message})"
+            ) from error
         finally:
             pulling.cancel()
             del self._pulling[task_id]

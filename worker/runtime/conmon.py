@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import msgspec
 
@@ -75,7 +76,7 @@ async def create(binaries: Binaries, config: ContainerConfig, directory: Contain
     """
     read_end, write_end = os.pipe()
     try:
-        process = _start(command(binaries, config, directory), write_end)
+        process = _start(command(binaries, config, directory), write_end, directory.path)
     except OSError as error:
         os.close(read_end)
         raise RuntimeFailedError(f"cannot run {binaries.conmon}: {error.strerror}") from error
@@ -90,9 +91,11 @@ async def create(binaries: Binaries, config: ContainerConfig, directory: Contain
     return _pid_of(line, config)
 
 
-def _start(argv: list[str], report: int) -> subprocess.Popen[bytes]:
+def _start(argv: list[str], report: int, home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         argv,
+        # It leaves a file named "oom" wherever it is when its container runs out of memory.
+        cwd=home,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
