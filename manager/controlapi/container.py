@@ -136,7 +136,7 @@ def _check_stop(container: ContainerSpec) -> None:
     if not text:
         return
     name = text.upper().removeprefix("SIG")
-    is_number = text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= _SIGNAL_MAX
+    is_number = re.fullmatch(r"[0-9]{1,2}", text) and 1 <= int(text) <= _SIGNAL_MAX
     is_name = f"SIG{name}" in signal.Signals.__members__ or _REALTIME_SIGNAL.fullmatch(name)
     if not (is_number or is_name):
         raise InvalidError(f"invalid stop signal {text!r}: use for example SIGTERM or 15")

@@ -116,6 +116,22 @@ async def test_settings_that_cannot_be_served_yet(
         await control.update_cluster(old.version, replace(old.spec, **changes))
 
 
+async def test_the_least_settings_are_good(control: Control):
+    """Each bound itself is allowed."""
+    old = control.cluster()
+    spec = replace(
+        old.spec,
+        task_history_retention_limit=0,
+        raft_snapshot_interval=1,
+        raft_log_entries_for_slow_followers=0,
+        raft_election_tick=2,
+        dispatcher_heartbeat_ns=100_000_000,
+        node_cert_expiry_ns=HOUR_NS,
+    )
+    await control.update_cluster(old.version, spec)
+    assert control.cluster().spec == spec
+
+
 async def test_a_store_without_a_cluster_says_so(control: Control, store: Store):
     """Before a cluster begins there is nothing to show."""
     await store.update(lambda tx: tx.delete(Cluster, "cluster1"))

@@ -176,6 +176,9 @@ def test_resources_that_are_good(make_spec: Any):
     reserved = Resources(nano_cpus=10**10, memory_bytes=2**40)
     check_service_spec(with_resources(make_spec(), reservations=reserved))
     check_service_spec(with_resources(make_spec(), limits=least, swap_bytes=-1))
+    check_service_spec(with_resources(make_spec(), limits=least, swap_bytes=1))
+    check_service_spec(with_resources(make_spec(), swap_bytes=0, memory_swappiness=-1))
+    check_service_spec(with_resources(make_spec(), memory_swappiness=100))
 
 
 def mount(target: str = "/data", **more: Any) -> Mount:
@@ -223,6 +226,7 @@ def test_mounts_that_are_good(make_spec: Any):
         mount("/b", source="data_{{.Task.Slot}}.x", volume_subpath="a/b"),
         mount("/c"),
         mount("/d{{.Service.Labels.missing}}", type="tmpfs", tmpfs_size_bytes=MIB),
+        mount("/e", type="tmpfs"),
     )
     check_service_spec(make_spec(mounts=mounts))
 
@@ -234,7 +238,7 @@ def test_mounts_that_are_good(make_spec: Any):
         ({"stop_signal": "SIGNOPE"}, "invalid stop signal 'SIGNOPE'"),
         ({"stop_signal": "65"}, "invalid stop signal '65'"),
         ({"stop_signal": "0"}, "invalid stop signal '0'"),
-        ({"stop_signal": "9" * 5000}, "invalid stop signal"),
+        ({"stop_signal": "00915"}, "invalid stop signal '00915'"),
         ({"env": ("=secret",)}, "invalid environment variable '': it needs a name"),
         ({"env": ("",)}, "invalid environment variable ''"),
         ({"env": ("A=a\0b",)}, "invalid environment variable 'A'"),
@@ -282,14 +286,18 @@ def test_container_settings_that_are_good(make_spec: Any):
         test=("CMD-SHELL", "true"), interval_ns=1_000_000, timeout_ns=1_000_000, retries=3
     )
     unlimited = Ulimit(name="core", soft=-1, hard=-1)
-    for stop_signal in ("", "SIGTERM", "usr1", "9", "SIGRTMIN+3", "RTMAX-1"):
+    for stop_signal in ("", "SIGTERM", "usr1", "1", "64", "SIGRTMIN+3", "RTMAX-1"):
         check_service_spec(
             make_spec(
                 healthcheck=health,
                 stop_signal=stop_signal,
                 stop_grace_period_ns=0,
                 env=("A", "B=", "C=={{.Task.Name}}"),
-                ulimits=(unlimited, Ulimit(name="nofile", soft=1, hard=-1)),
+                ulimits=(
+                    unlimited,
+                    Ulimit(name="nofile", soft=1, hard=-1),
+                    Ulimit(name="nproc", soft=5, hard=5),
+                ),
                 privileges=Privileges(seccomp_mode="custom", seccomp_profile=b"{}"),
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import msgspec
@@ -364,3 +365,43 @@ async def test_close_waits_for_what_was_proposed(manual_log: Any, clock: Any, ma
         assert [events async for events in watch] == []
     with pytest.raises(UnavailableError, match="closed"):
         store.update(lambda tx: tx.create(make_service("s2")))
+
+
+async def test_a_fault_of_the_log_is_told_as_unavailable(
+    manual_log: Any, clock: Any, make_service: Any
+):
+    """Whatever the log raises, the caller gets an error of ours with the reason in it."""
+    store = Store.open(manual_log, clock)
+    future = store.update(lambda tx: tx.create(make_service("s1")))
+    manual_log.refuse(RuntimeError("a bug in the log"))
+    with pytest.raises(UnavailableError, match="could not be stored: a bug in the log"):
+        await future
+
+
+async def test_a_proposal_that_was_given_up_fails(manual_log: Any, clock: Any, make_service: Any):
+    """A cancelled proposal is one whose outcome is unknown."""
+    store = Store.open(manual_log, clock)
+    future = store.update(lambda tx: tx.create(make_service("s1")))
+    manual_log.waiting.pop()[1].cancel()
+    with pytest.raises(UnavailableError, match="the log gave up the proposal"):
+        await future
+    assert store.head() is store.view()
+
+
+async def test_proposals_that_fail_later_leave_no_noise(
+    manual_log: Any, clock: Any, make_service: Any
+):
+    """Errors of proposals that left the line already are not reported as never looked at."""
+    noise: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+    store = Store.open(manual_log, clock)
+    futures = [store.update(lambda tx, i=i: tx.create(make_service(f"s{i}"))) for i in range(3)]
+    manual_log.refuse(NotLeaderError())
+    await asyncio.wait(futures)
+    manual_log.refuse(NotLeaderError())
+    manual_log.refuse(NotLeaderError())
+    await asyncio.sleep(0)
+    assert all(isinstance(future.exception(), NotLeaderError) for future in futures)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert noise == []
