@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from aiohttp import web
 
 from manager.httpapi.backend import Backend
@@ -11,7 +13,7 @@ from manager.httpapi.middleware import (
     checked_version,
     errors_as_json,
 )
-from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, STREAMS
+from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, RNG, STREAMS
 from manager.httpapi.routes import (
     distribution,
     events,
@@ -42,7 +44,9 @@ _TABLES = (
 )
 
 
-def make_app(backend: Backend, *, clock: Clock | None = None) -> web.Application:
+def make_app(
+    backend: Backend, *, clock: Clock | None = None, rng: random.Random | None = None
+) -> web.Application:
     """Build the application that serves `backend`; serve it with `server.serve_unix`."""
     app = web.Application(
         middlewares=[access_logged, errors_as_json, checked_version],
@@ -51,6 +55,7 @@ def make_app(backend: Backend, *, clock: Clock | None = None) -> web.Application
     app[BACKEND] = backend
     app[STREAMS] = Streams()
     app[CLOCK] = clock or SystemClock()
+    app[RNG] = rng or random.SystemRandom()
     app[HEADERS] = _headers_of(backend)
     for table in _TABLES:
         for method, path, handler in table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from worker.images.api import RegistryAuth
 BACKEND: web.AppKey[Backend] = web.AppKey("backend")
 STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
 CLOCK: web.AppKey[Clock] = web.AppKey("clock")
+RNG: web.AppKey[random.Random] = web.AppKey("rng", random.Random)
 HEADERS: web.AppKey[Mapping[str, str]] = web.AppKey("headers")
 
 # A service's spec of this size could not be stored anyway (the log takes 1.5 MiB).

@@ -198,9 +198,9 @@ async def test_every_flag_arrives_in_the_spec(swarm: Docker) -> None:
         *("--restart-condition", "on-failure", "--restart-delay", "1s"),
         *("--restart-max-attempts", "4", "--restart-window", "9s"),
         *("--health-cmd", "true", "--health-interval", "2s", "--health-retries", "5"),
-        *("--mount", "type=volume,source=vol,target=/v,volume-nocopy"),
         *("--mount", "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=700"),
         *("--mount", "type=bind,source=/etc,target=/e,readonly,bind-propagation=rslave"),
+        *("--mount", "type=volume,source=vol,target=/v,volume-nocopy"),
         *("--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN", "--ulimit", "nofile=10:20"),
         *("--sysctl", "net.core.somaxconn=9", "--log-driver", "json-file"),
         *("--log-opt", "max-size=1m", "--update-order", "start-first"),
@@ -217,9 +217,9 @@ async def test_every_flag_arrives_in_the_spec(swarm: Docker) -> None:
     assert spec.mode == ReplicatedMode(replicas=0)
     assert container.args == ("run", "it")
     assert container.ulimits[0].hard == 20
-    assert [mount.type for mount in container.mounts] == ["volume", "tmpfs", "bind"]
-    assert container.mounts[1].tmpfs_size_bytes == 1024**2
-    assert container.mounts[1].tmpfs_mode == 0o700
+    assert [mount.type for mount in container.mounts] == ["tmpfs", "bind", "volume"]
+    assert container.mounts[0].tmpfs_size_bytes == 1024**2
+    assert container.mounts[0].tmpfs_mode == 0o700
     assert spec.task.placement.spread_preferences == ("node.labels.zone",)
     assert spec.update is not None
     assert spec.update.failure_action == "rollback"
@@ -247,7 +247,8 @@ async def test_every_flag_arrives_in_the_spec(swarm: Docker) -> None:
             "PublishMode": "host",
         }
     ]
-    # An update that says one thing changes one thing: the client sends back all that it read.
+    # An update that says one thing changes one thing: the client sends back all that it read
+    # (mounts sorted by their source, hence the order above).
     before = spec
     await swarm.ok("service", "update", "--detach", "--no-resolve-image", "--label-add=x=y", "all")
     after = swarm.backend.control().service("all").spec

@@ -36,7 +36,8 @@ async def inspect(request: web.Request) -> web.StreamResponse:
     try:
         async with asyncio.timeout(REGISTRY_SECONDS_MAX):
             with tempfile.TemporaryDirectory(prefix="swarm-registry-") as directory:
-                registry = Registry(reference, Path(directory), auth)
+                scratch = Path(directory)
+                registry = Registry(reference, scratch, auth, scratch)
                 manifest = await registry.manifest(reference)
                 platforms = _platforms_of_index(manifest)
                 if platforms is None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
+import msgspec
 from aiohttp import web
 
 from manager.httpapi.backend import Control
 from manager.httpapi.convert.common import Json
 from manager.httpapi.convert.service import ServiceStatus, service_spec_of, service_to_json
 from manager.httpapi.filters import SERVICE_FILTERS, parse_filters, select_services
+from manager.httpapi.names import new_name
 from manager.httpapi.requests import (
+    RNG,
     backend_of,
     flag,
     json_body,
@@ -16,8 +21,11 @@ from manager.httpapi.requests import (
     registry_auth,
     version_of,
 )
-from proto.errors import InvalidError
+from proto.errors import InvalidError, NameConflictError
+from proto.ids import ServiceID
 from proto.objects import Service, ServiceSpec
+
+NAME_ATTEMPTS_MAX = 10
 
 _CREDENTIALS_WARNING = (
     "the registry credentials were not stored with the service: "
@@ -58,11 +66,29 @@ async def create(request: web.Request) -> web.StreamResponse:
     control = backend_of(request).control()
     spec = service_spec_of(await json_body(request))
     warnings = _warnings(request)
-    service_id = await control.create_service(spec)
+    if spec.name:
+        service_id = await control.create_service(spec)
+    else:
+        service_id = await _created_with_a_name(control, spec, request.app[RNG])
     answer: Json = {"ID": service_id}
     if warnings:
         answer["Warnings"] = warnings
     return json_response(answer, 201)
+
+
+async def _created_with_a_name(
+    control: Control, spec: ServiceSpec, rng: random.Random
+) -> ServiceID:
+    """Create a service under a name that is drawn, and drawn again while it is taken."""
+    attempt = 1
+    while True:
+        name = new_name(rng, is_numbered=attempt > 1)
+        try:
+            return await control.create_service(msgspec.structs.replace(spec, name=name))
+        except NameConflictError:
+            if attempt == NAME_ATTEMPTS_MAX:
+                raise
+            attempt += 1
 
 
 async def update(request: web.Request) -> web.StreamResponse:

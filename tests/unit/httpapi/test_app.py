@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from proto.errors import LockedError, SequenceConflictError
+from proto.errors import LockedError, NameConflictError, SequenceConflictError
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import ContainerSpec, NodeSpec, Service, ServiceSpec, Task, TaskSpec
 from worker.images.api import Progress
@@ -136,6 +136,25 @@ async def test_an_update_needs_the_version_it_was_made_for(
     answer = await served.ask("POST", path + query, {})
     assert answer.status == 400
     assert "version" in answer.json()["message"]
+
+
+async def test_a_service_without_a_name_gets_one(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the Engine; a name that is taken is not the user's fault and drawn again."""
+    control = served.backend.fake_control
+    tried: list[str] = []
+
+    async def create(spec: ServiceSpec) -> ServiceID:
+        tried.append(spec.name)
+        if len(tried) < 3:
+            raise NameConflictError("service", spec.name)
+        return ServiceID("s9")
+
+    monkeypatch.setattr(control, "create_service", create)
+    answer = await served.ask("POST", "/services/create", {"TaskTemplate": {}})
+    assert (answer.status, answer.json()) == (201, {"ID": "s9"})
+    assert [name.count("_") for name in tried] == [1, 2, 2]
 
 
 async def test_a_rollback_ignores_the_body(served: Served) -> None:
