@@ -33,7 +33,7 @@ from worker.reporter import CALL_SECONDS_MAX, Reporter
 from worker.runner import Images, Runner
 from worker.runtime.api import LogOptions, LogRecord, Runtime
 from worker.task.events import Event, Forget, Instruction, Report, ReportBug
-from worker.task.machine import Phase
+from worker.task.phases import Phase
 from worker.task.table import Remains, TaskTable
 from worker.volumes import VolumeStore
 

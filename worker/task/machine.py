@@ -6,33 +6,7 @@ container. Exactly one operation is under way in a phase that names one; its out
 that leaves the phase. Wishes (a new desired state, the assignment's end, a failed check) may come
 at any time: they are noted, and take effect at once or when the operation under way has ended.
 
-    phase        under way        leaves with        to
-    -----------  ---------------  -----------------  ------------------------------------------
-    NEW          -                Found              any of the below, see `_found`
-    IDLE         -                wished: run        PREPARING (Prepare)
-                                  wished: stop       REMOVING (Remove)
-    PREPARING    Prepare          PrepareDone        PREPARED
-                                  PrepareFailed      REMOVING (Remove), state REJECTED
-                                  wished: stop       CANCELLING (CancelPrepare)
-    CANCELLING   Prepare          its outcome        REMOVING (Remove), state SHUTDOWN
-    PREPARED     -                wished: run        STARTING (Start)
-                                  wished: stop       REMOVING (Remove), state SHUTDOWN
-    STARTING     Start            Started            PROBING, PUBLISHING, RUNNING or STOPPING
-                                  StartFailed        REMOVING (Remove), state FAILED
-    PROBING      process, checks  a check succeeds   PUBLISHING or RUNNING
-                                  wished: stop       STOPPING (Kill)
-    PUBLISHING   process, ports   Published          RUNNING
-                                  wished: stop       WITHDRAWING (Withdraw)
-    RUNNING      process          wished: stop       WITHDRAWING (Withdraw) or STOPPING (Kill)
-    WITHDRAWING  process, ports   Withdrawn          STOPPING (Kill)
-                                  Exited             RELEASING
-    STOPPING     process          timer              STOPPING (Kill with SIGKILL)
-    RELEASING    ports            Withdrawn          DETACHING (Detach)
-    DETACHING    Detach           Detached           ENDED or REMOVING
-    ENDED        -                Unassigned         REMOVING (Remove)
-    REMOVING     Remove           Removed            ENDED or GONE (Forget)
-                                  RemoveFailed       REMOVING, again after a pause
-    GONE         -                -
+The phases and their table are in `phases.py`.
 
 The process may end in PROBING, PUBLISHING and RUNNING too (Exited): to RELEASING if ports lead to
 it, else to DETACHING. An ended container is kept for its logs until the assignment goes; one that
@@ -43,7 +17,6 @@ no new connection meets a stopping process, and before the address is freed.
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
 from typing import assert_never
 
 import msgspec
@@ -92,6 +65,12 @@ from worker.task.events import (
     Withdrawn,
 )
 from worker.task.health import Health, HealthMonitor
+from worker.task.phases import (
+    PHASES_AFTER,
+    PHASES_HOLDING_PORTS,
+    PHASES_WITH_PROCESS,
+    Phase,
+)
 
 KILL_REPEAT_SECONDS = 5.0
 REMOVE_RETRY_SECONDS_MIN = 1.0
@@ -102,65 +81,6 @@ VANISHED = "task: container vanished while nobody watched it"
 NETWORK_LOST = "task: container lost its network while nobody watched it"
 UNHEALTHY = "task: unhealthy container"
 
-
-class Phase(Enum):
-    """What is being done with the task's container; see the module's table."""
-
-    NEW = "new"
-    IDLE = "idle"
-    PREPARING = "preparing"
-    CANCELLING = "cancelling"
-    PREPARED = "prepared"
-    STARTING = "starting"
-    PROBING = "probing"
-    PUBLISHING = "publishing"
-    RUNNING = "running"
-    WITHDRAWING = "withdrawing"
-    STOPPING = "stopping"
-    RELEASING = "releasing"
-    DETACHING = "detaching"
-    ENDED = "ended"
-    REMOVING = "removing"
-    GONE = "gone"
-
-
-_P = Phase
-# The module's table as data; `_enter` refuses everything else.
-PHASES_AFTER: dict[Phase, frozenset[Phase]] = {
-    _P.NEW: frozenset(
-        {
-            _P.IDLE,
-            _P.PREPARED,
-            _P.PROBING,
-            _P.PUBLISHING,
-            _P.RUNNING,
-            _P.STOPPING,
-            _P.DETACHING,
-            _P.REMOVING,
-        }
-    ),
-    _P.IDLE: frozenset({_P.PREPARING, _P.REMOVING}),
-    _P.PREPARING: frozenset({_P.PREPARED, _P.CANCELLING, _P.REMOVING}),
-    _P.CANCELLING: frozenset({_P.REMOVING}),
-    _P.PREPARED: frozenset({_P.STARTING, _P.REMOVING}),
-    _P.STARTING: frozenset({_P.PROBING, _P.PUBLISHING, _P.RUNNING, _P.STOPPING, _P.REMOVING}),
-    _P.PROBING: frozenset({_P.PUBLISHING, _P.RUNNING, _P.STOPPING, _P.DETACHING}),
-    _P.PUBLISHING: frozenset({_P.RUNNING, _P.WITHDRAWING, _P.RELEASING}),
-    _P.RUNNING: frozenset({_P.WITHDRAWING, _P.STOPPING, _P.RELEASING, _P.DETACHING}),
-    _P.WITHDRAWING: frozenset({_P.STOPPING, _P.RELEASING}),
-    _P.STOPPING: frozenset({_P.DETACHING}),
-    _P.RELEASING: frozenset({_P.DETACHING}),
-    _P.DETACHING: frozenset({_P.ENDED, _P.REMOVING}),
-    _P.ENDED: frozenset({_P.REMOVING}),
-    _P.REMOVING: frozenset({_P.ENDED, _P.GONE}),
-    _P.GONE: frozenset(),
-}
-_PHASES_WITH_PROCESS = frozenset(
-    {_P.PROBING, _P.PUBLISHING, _P.RUNNING, _P.WITHDRAWING, _P.STOPPING}
-)
-_PHASES_HOLDING_PORTS = frozenset(
-    {_P.STARTING, _P.PROBING, _P.PUBLISHING, _P.RUNNING, _P.WITHDRAWING, _P.RELEASING}
-)
 
 # SwarmKit's words for each state, which `docker service ps` users know.
 _MESSAGES = {
@@ -228,12 +148,12 @@ class TaskMachine:
     @property
     def has_process(self) -> bool:
         """Tell whether the container's process runs, as far as we know."""
-        return self.phase in _PHASES_WITH_PROCESS
+        return self.phase in PHASES_WITH_PROCESS
 
     @property
     def is_holding_ports(self) -> bool:
         """Tell whether the task's host ports are taken: from its start until withdrawn."""
-        return self.phase in _PHASES_HOLDING_PORTS
+        return self.phase in PHASES_HOLDING_PORTS
 
     @property
     def health(self) -> Health | None:
@@ -247,7 +167,7 @@ class TaskMachine:
 
     def check(self) -> None:
         """Assert what must hold between two events."""
-        assert (self.phase in _PHASES_WITH_PROCESS) <= (self.prepared is not None)
+        assert (self.phase in PHASES_WITH_PROCESS) <= (self.prepared is not None)
         assert (self.phase is Phase.RUNNING) <= (self.status.state is TaskState.RUNNING)
         assert (self.phase is Phase.ENDED) <= (self.status.state.is_terminal)
         assert (self.phase is Phase.STOPPING) == (self._timer is not None) or (
@@ -427,7 +347,7 @@ class TaskMachine:
         )
 
     def _exited(self, exit_status: ExitStatus | None) -> Instructions:
-        if self.phase not in _PHASES_WITH_PROCESS:
+        if self.phase not in PHASES_WITH_PROCESS:
             raise self._impossible("no process runs")
         if self.phase in {Phase.PUBLISHING, Phase.RUNNING} and self.has_ports:
             out: Instructions = [Withdraw(self.task_id)]

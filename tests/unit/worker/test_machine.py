@@ -48,12 +48,11 @@ from worker.task.events import (
 from worker.task.machine import (
     KILL_REPEAT_SECONDS,
     NETWORK_LOST,
-    PHASES_AFTER,
     UNHEALTHY,
     VANISHED,
-    Phase,
     TaskMachine,
 )
+from worker.task.phases import PHASES_AFTER, Phase
 
 T = TaskID("t1")
 C = container_id_of(T)
