@@ -86,8 +86,7 @@ class Merger:
         if started is None:
             if not piece.is_partial:
                 return LogRecord(piece.time_ns, piece.stream, piece.data)
-            self._open[piece.stream] = (piece.time_ns, bytearray(piece.data))
-            return None
+            started = self._open[piece.stream] = (piece.time_ns, bytearray())
         started[1].extend(piece.data)
         if piece.is_partial and len(started[1]) < LINE_BYTES_MAX:
             return None

@@ -116,6 +116,7 @@ class OciRuntime:
         self._boot_id = procfs.boot_id()
         self._monitor = Monitor()
         self._rotator = Rotator()
+        self._removing: set[ContainerID] = set()
         self._filters = FilterCache(binaries.name)
         self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
         # Called after each step with its name; tests stop the world there.
@@ -231,11 +232,12 @@ class OciRuntime:
     async def _lost(
         self, directory: ContainerDirectory, container_id: ContainerID, record: ProcessRecord
     ) -> ExitStatus:
+        if container_id in self._removing or directory.record() is None:
+            # Its files are being deleted: nothing may be written among them any more.
+            return ExitStatus(LOST_EXIT_CODE, self._clock.wall())
         log.warning("container_monitor_lost", container_id=container_id, pid=record.pid)
         if record.boot_id == self._boot_id:
             await self._blocking(removal.kill_recorded, record)
-        if not directory.path.exists():
-            return ExitStatus(LOST_EXIT_CODE, self._clock.wall())
         directory.write("exit", str(LOST_EXIT_CODE).encode())
         ended = directory.exit_status()
         assert ended is not None
@@ -247,7 +249,7 @@ class OciRuntime:
         """Add that the kernel killed a process for memory, which conmon may have missed."""
         if ended.oom_killed or not cgroups.oom_kills(self._layout, self._cgroup(container_id)):
             return ended
-        if directory.path.exists():
+        if container_id not in self._removing and directory.path.exists():
             directory.write("oom", b"")
         return msgspec.structs.replace(ended, oom_killed=True)
 
@@ -269,15 +271,19 @@ class OciRuntime:
         await self._destroy(container_id)
 
     async def _destroy(self, container_id: ContainerID) -> None:
-        await self._blocking(
-            removal.destroy,
-            self._directory(container_id),
-            container_id,
-            layout=self._layout,
-            cgroup=self._cgroup(container_id),
-            boot_id=self._boot_id,
-            after_step=self.after_step,
-        )
+        self._removing.add(container_id)
+        try:
+            await self._blocking(
+                removal.destroy,
+                self._directory(container_id),
+                container_id,
+                layout=self._layout,
+                cgroup=self._cgroup(container_id),
+                boot_id=self._boot_id,
+                after_step=self.after_step,
+            )
+        finally:
+            self._removing.discard(container_id)
 
     async def list_containers(self) -> list[ContainerState]:
         """Return every container of this runtime, also those made by an earlier daemon."""

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 
 _STATE, _START = 0, 19  # of the fields after the command's name in /proc/PID/stat
+_SIGNAL = re.compile(
+    r"(?P<number>\d{1,3})|(?:SIG)?(?:RTMIN\+(?P<min>\d{1,2})|RTMAX-(?P<max>\d{1,2})|(?P<name>[A-Z0-9]+))",
+    re.ASCII,
+)
 _ENDED = frozenset({b"Z", b"X"})
 
 
@@ -133,18 +138,18 @@ def parse_signal(text: str) -> int:
     Raises:
         ValueError: there is no such signal.
     """
-    if text.isdecimal():
-        number = int(text)
-    else:
-        name = text.upper().removeprefix("SIG")
-        base, plus, offset = name.partition("+")
-        if base == "RTMAX" or not hasattr(signal.Signals, f"SIG{base}"):
-            base, plus, offset = name.partition("-")
-        number = (
-            int(signal.Signals[f"SIG{base}"]) if f"SIG{base}" in signal.Signals.__members__ else 0
-        )
-        if plus:
-            number = number + (int(offset) if "+" in name else -int(offset)) if number else 0
+    match = _SIGNAL.fullmatch(text.upper())
+    number = 0
+    if match is None:
+        number = 0
+    elif match["number"]:
+        number = int(match["number"])
+    elif match["min"]:
+        number = signal.SIGRTMIN + int(match["min"])
+    elif match["max"]:
+        number = signal.SIGRTMAX - int(match["max"])
+    elif f"SIG{match['name']}" in signal.Signals.__members__:
+        number = int(signal.Signals[f"SIG{match['name']}"])
     if not 0 < number < signal.NSIG:
         raise ValueError(f"invalid signal: {text}")
     return number

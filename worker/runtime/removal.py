@@ -8,6 +8,7 @@ runtime), last the directory by which the container is found again. Blocks; runs
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -25,6 +26,7 @@ from worker.runtime.directory import ContainerDirectory, ProcessRecord
 _MONITOR_SECONDS_MAX = 2.0
 _KILLED_SECONDS_MAX = 2.0
 _BURIALS_MAX = 100
+_DELETIONS_MAX = 5
 _SCANS_MAX = 200
 _SCAN_PAUSE_SECONDS = 0.01
 _PROGRAMS = ("conmon", "crun", "runc")
@@ -139,11 +141,17 @@ def _end_opened(descriptor: int, pid: int, patience_seconds: float) -> None:
 
 
 def _delete(path: Path) -> None:
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RuntimeFailedError(
-            f"{error.filename or path} cannot be deleted: {error.strerror}"
-        ) from error
+    for attempt in range(_DELETIONS_MAX):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            if not path.exists():
+                return
+        except OSError as error:
+            # What a reader or a command made meanwhile is found the next time.
+            if error.errno != errno.ENOTEMPTY or attempt == _DELETIONS_MAX - 1:
+                raise RuntimeFailedError(
+                    f"{error.filename or path} cannot be deleted: {error.strerror}"
+                ) from error
+        else:
+            return

@@ -8,6 +8,7 @@ Source: moby/sys `user/user.go` (GetExecUser, GetAdditionalGroups); the sentence
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from worker.runtime import syscalls
 
 # An /etc/passwd larger than this is no list of users.
 FILE_BYTES_MAX = 4 << 20
+# No such file, a link to itself, something that is no directory on the way, a socket.
+_ABSENT = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
 _ID_MAX = (1 << 31) - 1
 
 
@@ -115,9 +118,13 @@ def read_in_root(root_fd: int, path: str) -> str:
     """
     try:
         descriptor = syscalls.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return ""
-    with open(descriptor, "rb") as file:  # noqa: PTH123 -- a descriptor, not a path
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return ""
+        raise
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return ""
-        return file.read(FILE_BYTES_MAX).decode(errors="replace")
+        return os.read(descriptor, FILE_BYTES_MAX).decode(errors="replace")
+    finally:
+        os.close(descriptor)

@@ -102,6 +102,19 @@ async def test_removed_while_running(runtime, config):
         assert (await waiting).exit_code == 137
 
 
+async def test_many_removed_while_waited_for(runtime, config):
+    """Who waits does not get in the way of the removal, nor the other way round."""
+    wanted = [config("sleep 60") for _ in range(16)]
+    for one in wanted:
+        await runtime.create(one)
+        await runtime.start(one.id)
+    waiting = [asyncio.create_task(runtime.wait(one.id)) for one in wanted]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(runtime.remove(one.id) for one in wanted))
+    async with asyncio.timeout(5):
+        assert {ended.exit_code for ended in await asyncio.gather(*waiting)} == {137}
+
+
 async def test_never_started(runtime, config):
     """A created container can be killed or removed before it was started."""
     wanted, other = config("true"), config("true")

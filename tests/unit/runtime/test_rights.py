@@ -1,0 +1,135 @@
+"""Capabilities, and the filter of system calls that follows from them."""
+
+import json
+
+import msgspec
+import pytest
+
+from proto.errors import InvalidError
+from worker.runtime import capabilities, seccomp
+
+AVAILABLE = tuple(name for name in capabilities.KERNEL if name != "CAP_SYS_RESOURCE")
+KERNEL = (6, 1)
+
+
+def test_default_set():
+    """Docker's fourteen, as the kernel's mask 0xa80425fb has them."""
+    chosen = capabilities.effective_set((), (), AVAILABLE)
+    assert set(chosen) == set(capabilities.DEFAULT)
+    assert chosen == capabilities.from_mask(0xA80425FB)
+
+
+@pytest.mark.parametrize(
+    ("add", "drop", "expected"),
+    [
+        (("net_admin",), (), {*capabilities.DEFAULT, "CAP_NET_ADMIN"}),
+        (("CAP_NET_ADMIN", "NET_ADMIN"), ("ALL",), {"CAP_NET_ADMIN"}),
+        ((), ("mknod",), set(capabilities.DEFAULT) - {"CAP_MKNOD"}),
+        ((), ("all",), set()),
+        (("ALL",), (), set(AVAILABLE)),
+        (("ALL",), ("SYS_ADMIN",), set(AVAILABLE) - {"CAP_SYS_ADMIN"}),
+        (("SYS_RESOURCE",), (), {*capabilities.DEFAULT, "CAP_SYS_RESOURCE"}),
+        (("NET_RAW",), ("NET_RAW",), set(capabilities.DEFAULT)),
+    ],
+)
+def test_changes(add: tuple[str, ...], drop: tuple[str, ...], expected: set[str]):
+    """Additions and removals in all spellings; ALL is what the daemon has."""
+    assert expected == set(capabilities.effective_set(add, drop, AVAILABLE))
+
+
+def test_unknown_capability():
+    """A name that the kernel does not know is refused."""
+    with pytest.raises(InvalidError, match=r"^invalid capability: nope$"):
+        capabilities.effective_set(("nope",), (), AVAILABLE)
+
+
+def profile(**rule: object) -> bytes:
+    """A profile with one rule for `mount`."""
+    return json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 38,
+            "defaultErrno": "ENOSYS",
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
+                {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": None},
+            ],
+            "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ALLOW", "args": None, **rule}],
+        }
+    ).encode()
+
+
+def resolved(data: bytes, caps: tuple[str, ...] = (), arch: str = "amd64") -> dict[str, object]:
+    """The filter as OCI has it."""
+    document: dict[str, object] = json.loads(bytes(seccomp.resolve(data, caps, arch, KERNEL)))
+    return document
+
+
+def test_whole_filter():
+    """The parts that OCI knows are passed on, the others left out."""
+    args = [{"index": 0, "value": 8, "valueTwo": 0, "op": "SCMP_CMP_EQ"}]
+    document = resolved(profile(args=args, errnoRet=1, errno="EPERM", comment="why"))
+    assert document == {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 38,
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [
+            {
+                "names": ["mount"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}],
+                "errnoRet": 1,
+            }
+        ],
+    }
+    assert resolved(profile(), arch="arm64")["architectures"] == ["SCMP_ARCH_AARCH64"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "applies"),
+    [
+        ({}, True),
+        ({"includes": {"caps": ["CAP_SYS_ADMIN"]}}, True),
+        ({"includes": {"caps": ["CAP_SYS_ADMIN", "CAP_BPF"]}}, False),
+        ({"excludes": {"caps": ["CAP_SYS_ADMIN"]}}, False),
+        ({"excludes": {"caps": ["CAP_BPF"]}}, True),
+        ({"includes": {"arches": ["amd64", "x32"]}}, True),
+        ({"includes": {"arches": ["arm64"]}}, False),
+        ({"excludes": {"arches": ["amd64"]}}, False),
+        ({"includes": {"minKernel": "4.8"}}, True),
+        ({"includes": {"minKernel": "6.1"}}, True),
+        ({"includes": {"minKernel": "6.10"}}, False),
+        ({"excludes": {"minKernel": "4.8"}}, False),
+    ],
+)
+def test_conditions(rule: dict[str, object], applies: bool):  # noqa: FBT001 -- a table
+    """A rule applies if all it includes holds and nothing that it excludes does."""
+    document = resolved(profile(**rule), ("CAP_CHOWN", "CAP_SYS_ADMIN"))
+    assert bool(document["syscalls"]) is applies
+
+
+def test_oci_profile_as_it_is():
+    """A profile in OCI's own format goes through unchanged, flags and single names too."""
+    document = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+        "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}],
+    }
+    assert resolved(json.dumps(document).encode()) == document
+    old = {**document, "syscalls": [{"name": "chmod", "action": "SCMP_ACT_ERRNO"}]}
+    assert resolved(json.dumps(old).encode()) == document
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", profile(includes={"minKernel": "x"})])
+def test_no_profile(data: bytes):
+    """What is not a profile is refused."""
+    with pytest.raises(InvalidError, match="seccomp profile"):
+        seccomp.resolve(data, (), "amd64", KERNEL)
+
+
+def test_kept():
+    """The same container on the same machine costs nothing the second time."""
+    first = seccomp.resolve(profile(), ("CAP_CHOWN",), "amd64", KERNEL)
+    assert seccomp.resolve(profile(), ("CAP_CHOWN",), "amd64", KERNEL) is first
+    assert isinstance(first, msgspec.Raw)
