@@ -60,7 +60,7 @@ def make_app(
     for table in _TABLES:
         for method, path, handler in table:
             app.router.add_route(method, path, handler)
-            app.router.add_route(method, "/v{version:[0-9]+\\.[0-9]+}" + path, handler)
+            app.router.add_route(method, "/v{version:[0-9]{1,4}\\.[0-9]{1,4}}" + path, handler)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_end_streams)
     return app

@@ -27,7 +27,8 @@ HEADERS: web.AppKey[Mapping[str, str]] = web.AppKey("headers")
 # A service's spec of this size could not be stored anyway (the log takes 1.5 MiB).
 BODY_BYTES_MAX = 4 * 1024 * 1024
 BODY_SECONDS_MAX = 30.0
-VERSION_MAX = 2**63 - 1
+# Larger numbers do not fit what they count (an int64).
+_DIGITS_MAX = 18
 
 _FALSE_WORDS = frozenset({"", "0", "no", "false", "none"})
 
@@ -55,11 +56,18 @@ def version_of(request: web.Request, kind: str) -> int:
     Raises:
         InvalidError: it is missing or no number.
     """
-    text = request.query.get("version", "")
-    if not text.isdecimal() or int(text) > VERSION_MAX:
+    version = whole_number(request.query.get("version", ""))
+    if version is None:
         raise InvalidError(
-            f"invalid {kind} version {text!r}: give ?version= with the Version.Index that was read"
+            f"invalid {kind} version: give ?version= with the Version.Index that was read"
         )
+    return version
+
+
+def whole_number(text: str) -> int | None:
+    """Read a number of a query; None if it is none, or a huge one."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX):
+        return None
     return int(text)
 
 
@@ -82,6 +90,8 @@ async def json_body(request: web.Request) -> Any:
         return msgspec.json.decode(body)
     except msgspec.DecodeError as error:
         raise InvalidError(f"the request body is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidError("the request body is nested too deeply") from None
 
 
 class _AuthHeader(msgspec.Struct, frozen=True):

@@ -154,7 +154,10 @@ async def serve_unix(
 
 def _listen(path: Path, gid: int | None) -> socket.socket:
     """Make the socket and move it into place."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"{path.parent} cannot be made: {error.strerror}") from error
     _check_free(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
@@ -170,7 +173,8 @@ def _listen(path: Path, gid: int | None) -> socket.socket:
     except OSError as error:
         listening.close()
         draft.unlink(missing_ok=True)
-        raise UnavailableError(f"the API cannot be served on {path}: {error.strerror}") from error
+        reason = error.strerror or str(error)  # a path that is too long has no number
+        raise UnavailableError(f"the API cannot be served on {path}: {reason}") from error
     return listening
 
 

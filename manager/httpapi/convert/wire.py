@@ -100,6 +100,8 @@ def decoded(value: Any, wanted: type[W]) -> W:
         return msgspec.convert(_normal(value, wanted), wanted)
     except msgspec.ValidationError as error:
         raise InvalidError(f"the request body is not valid: {error}") from None
+    except RecursionError:
+        raise InvalidError("the request body is nested too deeply") from None
 
 
 def refuse(value: Unsupported, what: str, remedy: str) -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from manager.httpapi.backend import Backend
 from manager.httpapi.frames import MULTIPLEXED_TYPE, RAW_TYPE, details_of, frame, log_line
-from manager.httpapi.requests import STREAMS, backend_of, flag
+from manager.httpapi.requests import STREAMS, backend_of, flag, whole_number
 from manager.httpapi.streams import closed, merged
 from manager.httpapi.timestamps import parse_moment
 from manager.store.watch import Created, Deleted, Resync
@@ -38,11 +38,12 @@ def options_of(request: web.Request) -> LogOptions:
     if not (stdout or stderr):
         raise InvalidError("Bad parameters: you must choose at least one stream")
     tail = request.query.get("tail", "all")
-    if tail not in {"", "all"} and not tail.isdecimal():
+    line_count = -1 if tail in {"", "all"} else whole_number(tail)
+    if line_count is None:
         raise InvalidError(f'invalid value {tail!r} for tail: give a number of lines or "all"')
     return LogOptions(
         follow=flag(request, "follow"),
-        tail=int(tail) if tail.isdecimal() else -1,
+        tail=line_count,
         since_ns=parse_moment(request.query.get("since", ""), "since"),
         until_ns=parse_moment(request.query.get("until", ""), "until"),
         stdout=stdout,

@@ -57,6 +57,7 @@ async def test_ping_tells_what_clients_negotiate_by(served: Served) -> None:
         ("/nowhere", 404, "page not found"),
         ("/v1.50/nowhere", 404, "page not found"),
         ("/vx/info", 404, "page not found"),
+        ("/v1." + "9" * 5000 + "/info", 404, "page not found"),
         ("/v1.99/info", 400, "client version 1.99 is too new"),
         ("/v1.1/info", 400, "client version 1.1 is too old"),
         ("/services/none", 404, "service none not found"),
@@ -83,6 +84,8 @@ async def test_errors_are_messages_with_the_right_status(
     [
         (b"", "the request body is empty"),
         (b"{", "the request body is not JSON"),
+        (b"[" * 100_000, "the request body is nested too deeply"),
+        (b'{"x":' * 700 + b"1" + b"}" * 700, "the request body is nested too deeply"),
         (b"[1]", "the request body is not valid: Expected `object`"),
         (b'{"Mode":{"Replicated":{"Replicas":-1}}}', "$.Mode.Replicated.Replicas"),
         (b'{"Mode":{"Replicated":{"Replicas":1e40}}}', "$.Mode.Replicated.Replicas"),
@@ -128,7 +131,9 @@ async def test_a_bug_is_logged_and_not_shown(
 
 
 @pytest.mark.parametrize("path", ["/services/s1/update", "/nodes/n/update", "/swarm/update"])
-@pytest.mark.parametrize("query", ["", "?version=", "?version=-1", "?version=x"])
+@pytest.mark.parametrize(
+    "query", ["", "?version=", "?version=-1", "?version=x", "?version=" + "9" * 5000]
+)
 async def test_an_update_needs_the_version_it_was_made_for(
     served: Served, path: str, query: str
 ) -> None:
@@ -272,6 +277,7 @@ async def test_logs_of_a_terminal_are_raw(served: Served) -> None:
     [
         ("", "Bad parameters: you must choose at least one stream"),
         ("?stdout=1&tail=x", "invalid value 'x' for tail"),
+        ("?stdout=1&tail=" + "9" * 5000, "invalid value '999"),
         ("?stdout=1&since=x", "invalid value 'x' for since"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proto.errors import InUseError
+from proto.errors import InUseError, UnavailableError
 
 if TYPE_CHECKING:
     from manager.httpapi.server import Listener
@@ -58,6 +58,13 @@ async def test_a_file_that_is_no_socket_is_left_alone(serve: Serve, tmp_path: Pa
     with pytest.raises(InUseError, match="is no socket"):
         await serve()
     assert path.read_text() == "data"
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "missing/../" * 30 + "s"])
+async def test_a_place_that_cannot_be_is_named(serve: Serve, name: str) -> None:
+    """A path that is too long for a socket is a sentence, not a traceback."""
+    with pytest.raises(UnavailableError, match=r"cannot be served on .*: "):
+        await serve(name)
 
 
 async def test_a_successors_socket_survives_our_end(serve: Serve) -> None:
