@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proto.errors import NotFoundError
+from proto.errors import InvalidError, NotFoundError
 from proto.ids import ContainerID, TaskID, container_id_of
 from proto.objects import (
     NANOSECONDS,
@@ -416,5 +416,43 @@ def test_bug_of_the_whole_agent_ends_run(play) -> None:
         agent._take(PortsApplied())
         with pytest.raises(AssertionError):
             await world.stop(agent)
+
+    play(scenario)
+
+
+def test_refused_statuses_do_not_block_the_next(play, assigned: Assigned) -> None:
+    """A batch that the manager refuses is dropped; the next one is sent."""
+
+    async def scenario(world) -> None:
+        refusals = [InvalidError("no")]
+        accept = world.manager.update_statuses
+
+        async def update(node_id, updates) -> None:
+            if refusals:
+                raise refusals.pop()
+            await accept(node_id, updates)
+
+        world.manager.update_statuses = update
+        world.scripts["t1"] = SimScript(create_seconds=1)
+        world.manager.tasks[T1] = assigned()
+        agent = await world.start()
+        await world.until(T1, TaskState.RUNNING)
+        assert refusals == []
+        await world.stop(agent)
+
+    play(scenario)
+
+
+def test_leave_without_a_running_agent(play, assigned: Assigned) -> None:
+    """A node whose agent has ended can leave all the same."""
+
+    async def scenario(world) -> None:
+        world.manager.tasks[T1] = assigned()
+        agent = await world.start()
+        await world.until(T1, TaskState.RUNNING)
+        await world.stop(agent)
+        await agent.leave()
+        assert world.runtime.configs() == {}
+        assert world.network.attachments == {}
 
     play(scenario)
