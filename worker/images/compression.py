@@ -22,6 +22,7 @@ from proto.errors import InvalidError
 from worker.images.work import CHUNK_BYTES, Reader
 
 _MAGIC_BYTES = 6
+_FEEDER_SECONDS_MAX = 0.5
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _XZ = b"\xfd7zXZ\x00"
@@ -171,7 +172,8 @@ class _Zstd:
         assert self._process.stdout is not None
         self._process.kill()
         self._process.wait()
-        self._feeder.join()
+        # It may wait for a stream that says nothing, until the work that we are part of has ended.
+        self._feeder.join(_FEEDER_SECONDS_MAX)
         self._process.stdout.close()
 
     def _feed(self) -> None:

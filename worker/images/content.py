@@ -128,30 +128,34 @@ class Content:
     ) -> Garbage:
         async with self._mutex:
             before = self.state
-            after, garbage = states.collected(change(before), self._pins)
+            changed = change(before)
+            after, garbage = states.collected(changed, self._pins)
             needed = states.needed_blobs(after)
             candidates = (states.needed_blobs(before) | self._loose) - needed
             dead = candidates - self._pins.keys()
-            self._loose = candidates - dead
-            if after is before and not documents and not dead:
-                return garbage
 
             def write(_: threading.Event) -> None:
                 for digest, data in documents.items():
                     self.disk.write_blob(digest, data)
                 self.disk.store(after)
 
-            await self.in_thread(write)
+            # Layers of no image may stand in the file: a full disk does not keep them from going.
+            if changed is not before or documents:
+                await self.in_thread(write)
             self.state = after
+            self._loose = candidates - dead
             if parsed is not None:
                 self.parsed[parsed.id] = parsed
             for image_id in before.images.keys() - after.images.keys():
                 del self.parsed[image_id]
             paths = [self.disk.layer(layer.directory) for layer in garbage.layers]
             paths += [self.disk.blob(digest) for digest in dead]
-            if paths:
-                await self.in_thread(lambda _: self.disk.discard(paths))
-            return garbage
+            if not paths:
+                return garbage
+            aside = await self.in_thread(lambda _: self.disk.set_aside(paths))
+        # Removing large trees takes seconds: nobody need wait for that.
+        await self.in_thread(lambda _: self.disk.clear([aside]))
+        return garbage
 
     async def collect(self) -> None:
         """Remove what an attempt that failed has left: layers of no image."""
@@ -330,7 +334,8 @@ def recovered(disk: Disk, stop: threading.Event) -> tuple[State, dict[ImageID, P
     A layer without its directory is unpacked again; an image whose parts are lost is dropped (it
     can be pulled again), with a warning, rather than keep the whole node from starting.
     """
-    stored = disk.load()
+    loaded = disk.load()
+    stored, garbage = states.collected(loaded, ())
     layers = {
         diff_id: layer
         for diff_id, layer in stored.layers.items()
@@ -357,12 +362,12 @@ def recovered(disk: Disk, stop: threading.Event) -> tuple[State, dict[ImageID, P
         tags={name: image for name, image in stored.tags.items() if image not in lost},
         digests={name: image for name, image in stored.digests.items() if image not in lost},
     )
-    state, garbage = states.collected(state, ())
-    if state != stored:
+    state, dropped = states.collected(state, ())
+    if state != loaded:
         sync_filesystem(disk.root)
         disk.store(state)
     removed = disk.sweep(state)
-    if removed or garbage.layers:
+    if removed or garbage.layers or dropped.layers:
         log.info("image_leftovers_removed", count=len(removed))
     return state, parsed
 

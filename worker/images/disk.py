@@ -109,16 +109,19 @@ class Disk:
         target = self.layer(directory)
         if target.exists():
             # Left over: the caller knows that no record names it.
-            self.discard([target])
+            self.clear([self.set_aside([target])])
         source.replace(target)
 
-    def discard(self, paths: Iterable[Path]) -> None:
-        """Move away, then remove: a half-removed layer is never found under its name."""
+    def set_aside(self, paths: Iterable[Path]) -> Path:
+        """Move files and trees away, which is quick; return where to, for `clear`.
+
+        So a half-removed layer is never found under its name.
+        """
         bin_directory = self.new_scratch()
         for number, path in enumerate(paths):
             if path.exists():
                 path.rename(bin_directory / str(number))
-        self.clear([bin_directory])
+        return bin_directory
 
     def clear(self, paths: Iterable[Path]) -> None:
         """Remove files and whole trees."""
@@ -136,7 +139,7 @@ class Disk:
 
     def _sweep(self, directory: Path, needed: Collection[str]) -> list[str]:
         left_over = sorted(path for path in directory.iterdir() if path.name not in needed)
-        self.discard(left_over)
+        self.clear([self.set_aside(left_over)])
         return [path.name for path in left_over]
 
     def _replace(self, path: Path, data: bytes) -> None:

@@ -74,7 +74,7 @@ async def pull(
     """
     wanted = parse_platform(platform, host)
     async with content.scratch() as scratch:
-        registry = Registry(reference, scratch, auth)
+        registry = Registry(reference, scratch, auth, content.disk.root)
         progress(
             Progress(status=f"Pulling from {reference.path}", id=reference.tag or reference.digest)
         )
@@ -127,7 +127,7 @@ async def push(
             lambda _: _laid_out(content.disk, image_id, record, scratch)
         )
         sink = _push_progress(record, progress)
-        await Registry(reference, scratch, auth).push(source, sink)
+        await Registry(reference, scratch, auth, content.disk.root).push(source, sink)
         for blob in record.blobs:
             progress(
                 Progress(

@@ -67,8 +67,11 @@ class Registry:
     caller, and with it the credentials.
     """
 
-    def __init__(self, reference: Reference, directory: Path, auth: RegistryAuth | None) -> None:
-        """Prepare; nothing is sent yet."""
+    def __init__(
+        self, reference: Reference, directory: Path, auth: RegistryAuth | None, root: Path
+    ) -> None:
+        """Prepare; nothing is sent yet. `root` is what a sentence names if the disk is full."""
+        self._root = root
         self._reference = reference
         self._directory = directory
         self._authfile = write_authfile(directory, reference.domain, auth)
@@ -138,15 +141,19 @@ class Registry:
                 reference=self._reference.familiar,
                 error=str(error),
             )
-            raise translated(str(error), self._reference, is_push=on_line is not None) from error
+            raise translated(
+                str(error), self._reference, self._root, is_push=on_line is not None
+            ) from error
 
 
-def translated(message: str, reference: Reference, *, is_push: bool = False) -> SwarmError:
+def translated(
+    message: str, reference: Reference, root: Path, *, is_push: bool = False
+) -> SwarmError:
     """Turn skopeo's last line into the error that it means, in Docker's words where there are."""
     verb = "push" if is_push else "pull"
     return (
         _answer(message, reference, verb)
-        or _failure(message, reference, verb)
+        or _failure(message, reference, root, verb)
         or RuntimeFailedError(f"cannot {verb} {reference.familiar}: {message}")
     )
 
@@ -171,12 +178,12 @@ def _answer(message: str, reference: Reference, verb: str) -> SwarmError | None:
     return None
 
 
-def _failure(message: str, reference: Reference, verb: str) -> SwarmError | None:
+def _failure(message: str, reference: Reference, root: Path, verb: str) -> SwarmError | None:
     """Recognise what failed on the way or on this machine."""
     domain, text = reference.domain, message.lower()
     if "no space left" in text or "disk quota" in text:
         return ResourceExhaustedError(
-            f"cannot {verb} {reference.familiar}: no space left on device; "
+            f"cannot {verb} {reference.familiar}: no space left on device, {root} is full; "
             "remove images that are not needed (docker image prune)"
         )
     if "x509" in text or "http response to https" in text or "tls:" in text:

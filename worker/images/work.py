@@ -167,6 +167,9 @@ def _translated(function: Callable[[threading.Event], T], stop: threading.Event,
         raise
     except OSError as error:
         raise sentence_of(error, where) from error
+    finally:
+        # A reader that a helper thread still waits in must not outlive the work.
+        stop.set()
 
 
 def sentence_of(error: OSError, where: Path) -> SwarmError:

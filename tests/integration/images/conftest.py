@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -81,8 +82,6 @@ def digest(data: bytes) -> str:
 
 def oci_layout(path: Path, layers: Sequence[bytes], *, name: str = "", gzipped: bool = True) -> str:
     """Write an OCI layout of one image for this machine; return the image's ID."""
-    import gzip
-
     blobs = path / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
 

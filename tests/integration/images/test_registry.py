@@ -183,11 +183,11 @@ async def test_credentials(
     image_id = await load_two_layers(store, tmp_path, tools, name)
     right = RegistryAuth(username="tester", password="correct horse")
     for wrong in (None, RegistryAuth(username="tester", password="wrong")):
-        with pytest.raises(DeniedError, match="^push access denied for .*may require 'docker log"):
+        with pytest.raises(DeniedError, match=r"^push access denied for .*may require 'docker log"):
             await store.push(name, auth=wrong)
     await store.push(name, auth=right)
     again = await other_store(tmp_path)
-    with pytest.raises(DeniedError, match="^pull access denied"):
+    with pytest.raises(DeniedError, match=r"^pull access denied"):
         await again.pull(name)
     assert (await again.pull(name, auth=right)).id == image_id
     await again.close()
@@ -222,9 +222,7 @@ async def test_credentials_are_not_seen(
         assert not authfile.exists()
 
 
-async def test_cancelled_pull_ends_its_program(
-    store: ImageStore, root: Path, tmp_path: Path
-) -> None:
+async def test_cancelled_pull_ends_its_program(store: ImageStore, root: Path) -> None:
     """A pull that is cancelled while the registry says nothing leaves no process and no file."""
     silent = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
@@ -235,7 +233,7 @@ async def test_cancelled_pull_ends_its_program(
         return [pid for pid in mine if "skopeo" in Path(f"/proc/{pid}/cmdline").read_text()]
 
     async with asyncio.timeout(10):
-        while not children():
+        while not children():  # noqa: ASYNC110 -- nothing tells when a process has started
             await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

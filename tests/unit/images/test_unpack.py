@@ -86,7 +86,7 @@ def test_hostile_entries_are_refused(
     """Whatever leads out of the layer, or makes no sense, is refused by name; nothing gets out."""
     secret = layer.parent / "secret"
     secret.write_text("secret")
-    with pytest.raises(InvalidError, match="^the layer has the entry .* which is refused: "):
+    with pytest.raises(InvalidError, match=r"^the layer has the entry .* which is refused: "):
         unpack(tar(*entries), layer)
     assert sorted(path.name for path in layer.parent.iterdir()) == ["layer", "secret"]
     assert secret.read_text() == "secret"
@@ -276,6 +276,8 @@ def test_truncation_and_rubbish(tar: TarMaker, layer: Path) -> None:
         unpack(b"rubbish" * 1000, layer)
     boundary = 512 + 2048
     unpack(data[:boundary], layer)
-    with LayerUnpacker(layer, "the layer") as unpacker:
-        with pytest.raises(InvalidError, match="ends without the end marker"):
-            unpacker.unpack(io.BytesIO(data[:boundary]), is_end_optional=False)
+    with (
+        LayerUnpacker(layer, "the layer") as unpacker,
+        pytest.raises(InvalidError, match="ends without the end marker"),
+    ):
+        unpacker.unpack(io.BytesIO(data[:boundary]), is_end_optional=False)
