@@ -8,8 +8,11 @@ from contextlib import aclosing
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from typing_extensions import override
 
-from manager.httpapi.streams import merged, with_progress
+from manager.httpapi.streams import TURN_SECONDS_MAX, Streams, merged, with_progress
 from proto.errors import NotFoundError
 from worker.images.api import Progress
 
@@ -135,3 +138,41 @@ async def test_closing_cancels_the_operation() -> None:
     async with aclosing(with_progress(work)) as chunks:
         await anext(chunks)
     assert is_cancelled.is_set()
+
+
+class Sink(web.StreamResponse):
+    """A response whose client takes everything at once."""
+
+    @override
+    async def prepare(self, request: object) -> None:
+        """Nothing to do."""
+
+    @override
+    async def write(self, data: object) -> None:
+        """Take it."""
+
+
+async def test_a_stream_that_never_waits_gives_others_their_turn() -> None:
+    """Logs that lie ready must not keep heartbeats waiting."""
+    loop = asyncio.get_running_loop()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        for _ in range(3):
+            end = loop.time() + TURN_SECONDS_MAX
+            while loop.time() < end:
+                pass
+            yield b"x"
+
+    task = asyncio.create_task(others())
+    streams = Streams()
+    await streams.send(make_mocked_request("GET", "/"), Sink(), chunks())
+    task.cancel()
+    assert turns >= 2
+    assert streams.count == 0
