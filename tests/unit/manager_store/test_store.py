@@ -384,7 +384,7 @@ async def test_a_proposal_that_was_given_up_fails(manual_log: Any, clock: Any, m
     future = store.update(lambda tx: tx.create(make_service("s1")))
     manual_log.waiting.pop()[1].cancel()
     with pytest.raises(UnavailableError, match="the log gave up the proposal"):
-        await future
+        await asyncio.wait_for(future, 5)
     assert store.head() is store.view()
 
 
