@@ -267,6 +267,11 @@ class Control:
         """Return all tasks, in the order of their IDs."""
         return sorted(self._store.view().tasks, key=lambda task: task.id)
 
+    def tasks_of(self, service_id: ServiceID) -> list[Task]:
+        """Return the tasks of a service, in the order of their IDs."""
+        tasks = self._store.view().tasks.find("service_id", service_id)
+        return sorted(tasks, key=lambda task: task.id)
+
     def task(self, ref: str) -> Task:
         """Return one task; raises `NotFoundError`, or `InvalidError` if several fit."""
         return references.find_task(self._store.view(), ref)

@@ -186,6 +186,9 @@ class Control(Protocol):
     def tasks(self) -> Iterable[Task]:
         """Return all tasks."""
 
+    def tasks_of(self, service_id: ServiceID) -> Iterable[Task]:
+        """Return the tasks of one service; costs nothing for the others'."""
+
     def task(self, ref: str) -> Task:
         """Return one task."""
 

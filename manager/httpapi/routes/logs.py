@@ -57,7 +57,7 @@ async def of_service(request: web.Request) -> web.StreamResponse:
     control = backend.control()
     service = control.service(request.match_info["id"])
     options = options_of(request)
-    ids = [task.id for task in control.tasks() if task.service_id == service.id]
+    ids = [task.id for task in control.tasks_of(service.id)]
     lines = backend.task_logs(sorted(ids), options)
     if options.follow:
         later = msgspec.structs.replace(options, tail=-1)
