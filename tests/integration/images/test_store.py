@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -468,3 +471,67 @@ asyncio.run(main())
     ).stdout  # fmt: skip
     before, after = json.loads(printed)
     assert after - before < 24 * 1024
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_everything_at_once(
+    root: Path, tmp_path: Path, tools: Any, registry: Any, seed: int
+) -> None:
+    """Loads, pulls, pushes, saves, tags, removals and prunes at once never break the store.
+
+    Whatever order they come in: each ends well or in a sentence, every image has all its layers
+    at every moment, and after the last prune nothing is left.
+    """
+    rng = random.Random(seed)
+    store = await ImageStore.open(root, SystemClock())
+    base = tools.tar(tools.Entry("base", bytes(200_000)))
+    archives = []
+    for name in ("a", "b", "c"):
+        layers = [base, tools.tar(tools.Entry("own", name.encode() * 1000))]
+        tools.oci_layout(
+            tmp_path / name, layers, name=f"{registry.address}/{name}:1", gzipped=False
+        )
+        archives.append(tools.tar_of(tmp_path / name, tmp_path / f"{name}.tar"))
+        await store.load(archives[-1])
+        await store.push(f"{registry.address}/{name}:1")
+
+    async def save(name: str) -> None:
+        async for _ in store.save([name]):
+            pass
+
+    actions: list[Callable[[str], Awaitable[object]]] = [
+        lambda _: store.load(rng.choice(archives)),
+        lambda _: store.load(rng.choice(archives)),
+        store.pull,
+        store.push,
+        lambda name: store.tag(name, "other:1"),
+        lambda name: store.remove(name, force=True),
+        lambda name: store.remove(name, force=True),
+        lambda _: store.prune(all=rng.random() < 0.3),
+        save,
+    ]
+    done: Counter[bool] = Counter()
+
+    async def one() -> None:
+        try:
+            await rng.choice(actions)(f"{registry.address}/{rng.choice('abc')}:1")
+            done[True] += 1
+        except (NotFoundError, ConflictError):
+            done[False] += 1
+        for image in store.images():
+            assert all(Path(layer).is_dir() for layer in image.layer_dirs)
+
+    async def many() -> None:
+        for _ in range(12):
+            await one()
+
+    await asyncio.gather(*(many() for _ in range(6)))
+    assert done[True] > 36
+    before, files = store.images(), tree(root)
+    await store.close()
+    store = await ImageStore.open(root, SystemClock())
+    # Nothing was left for the opening to clean up.
+    assert (store.images(), tree(root)) == (before, files)
+    await store.prune(all=True)
+    assert tree(root) == []
+    await store.close()
