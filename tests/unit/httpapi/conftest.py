@@ -80,6 +80,10 @@ class FakeControl:
         """Remove."""
         del self.by_id[ref]
 
+    def tasks_of(self, service_id: str) -> Iterable[Task]:
+        """Return a service's tasks."""
+        return [task for task in self.tasks() if task.service_id == service_id]
+
     def tasks(self) -> Iterable[Task]:
         """List."""
         return self.all_tasks.values()
