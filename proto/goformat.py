@@ -40,10 +40,11 @@ def type_name(value: object) -> str:
         float: "float64",
         str: "string",
         type(None): "nil",
-        Struct: "struct",
     }
     if type(value) in names:
         return names[type(value)]
+    if isinstance(value, Struct):
+        return "struct"
     if isinstance(value, Mapping):
         return "map[string]interface {}"
     if isinstance(value, Sequence):

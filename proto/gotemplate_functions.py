@@ -115,7 +115,9 @@ def _length(value: object) -> int:
 def _index(value: object, *keys: object) -> object:
     for key in keys:
         if isinstance(value, Mapping):
-            value = value.get(_text(key))
+            # Go gives the zero value of the map's element type.
+            zero = "" if all(isinstance(item, str) for item in value.values()) else None
+            value = value.get(_text(key), zero)
         elif isinstance(value, Sequence):
             at = _whole(key)
             if not 0 <= at < len(value):

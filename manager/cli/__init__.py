@@ -1,1 +1,1 @@
-"""To be described."""
+"""The program `swarm`: commands that speak HTTP to a daemon; see README.md."""
