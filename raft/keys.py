@@ -277,6 +277,7 @@ class KeyRing:
         lock = _lock(files, directory)
         try:
             ring = cls._unseal(directory, kek, rng_bytes, files, lock)
+            ring.sync()
             ring.finish_change()
         except BaseException:
             lock.close()
@@ -450,6 +451,19 @@ class KeyRing:
     @override
     def __repr__(self) -> str:
         return f"KeyRing({str(self._directory)!r}, ids={self.ids}, keys hidden)"
+
+    def sync(self) -> None:
+        """Make durable what was read: the process before may have died between rename and sync.
+
+        Files are about to be written under these keys.
+
+        Raises:
+            ResourceExhaustedError, UnavailableError: the disk failed.
+        """
+        try:
+            self._files.sync_directory(self._directory)
+        except OSError as error:
+            raise disk_error(self._directory, error) from error
 
     def finish_change(self) -> None:
         """Bring the stored KEK in line with the ring, as `open` and `rotate_kek` do at their end.

@@ -3,7 +3,8 @@
 The model is the pessimistic one that the log is built for. Content reaches the platter at
 `sync`, names at `sync_directory`. On `lose_power` each sector that was not synced is kept or lost
 by a coin, the size of a grown file lands anywhere between the synced and the written one, a hole
-reads as zeros, and of a directory's changes a prefix survives. A single sector is never torn.
+reads as zeros, and of each directory's changes a prefix survives, with no order between
+directories. A single sector is never torn.
 """
 
 from __future__ import annotations
@@ -47,21 +48,25 @@ class SimFiles(Files):
         crash_at: the operation (counted from 0) at which the machine stops; -1 for never.
         room_bytes: how many bytes still fit; None without a limit. Cutting gives nothing back.
         fail_sync: syncs of files fail with EIO while it is set.
+        fail_directory_sync: syncs of directories fail with EIO while it is set.
     """
 
     def __init__(self, rng: random.Random) -> None:
         """Start empty."""
         self._rng = rng
         self._names: dict[Path, _Node] = {}
-        self._durable: dict[Path, _Node] = {}
-        self._changes: list[tuple[Path, dict[Path, _Node]]] = []
-        self._directories: set[Path] = set()
+        # By directory: what is on the platter, and the listing after each change since.
+        self._durable: dict[Path, dict[Path, _Node]] = {}
+        self._changes: dict[Path, list[dict[Path, _Node]]] = {}
+        # Ordered, unlike a set: the same seed must lose the same things.
+        self._directories: dict[Path, None] = {}
         self._locks: set[Path] = set()
         self._generation = 0
         self.operations = 0
         self.crash_at = -1
         self.room_bytes: int | None = None
         self.fail_sync = False
+        self.fail_directory_sync = False
 
     def step(self, generation: int | None = None) -> None:
         """Count an operation; stop if it is the one."""
@@ -89,31 +94,37 @@ class SimFiles(Files):
         """Whether the chosen operation was reached."""
         return 0 <= self.crash_at <= self.operations
 
-    def lose_power(self, *, keep_everything: bool = False) -> None:
-        """Forget what was not synced, as far as the coin says; nothing with `keep_everything`.
-
-        `keep_everything` is what `kill -9` leaves: the kernel still writes what it was given.
-        """
-        if not keep_everything:
-            self._names = self._surviving_names()
-            for node in {id(n): n for n in self._names.values()}.values():
-                node.seen = bytearray(self._surviving_content(node))
-        for node in self._names.values():
-            node.synced = bytes(node.seen)
-            node.doomed_from = None
-        self._durable = dict(self._names)
-        self._changes.clear()
+    def kill_process(self) -> None:
+        """Take locks and handles away; the kernel keeps what it was given, synced or not."""
         self._locks.clear()
         self._generation += 1
+        self._reset()
+
+    def lose_power(self) -> None:
+        """Forget what was not synced, as far as the coin says."""
+        survivors: dict[Path, _Node] = {}
+        for directory in self._directories:
+            changes = self._changes.get(directory, [])
+            kept = self._rng.randint(0, len(changes))
+            survivors |= changes[kept - 1] if kept else self._durable.get(directory, {})
+        self._names = survivors
+        for node in {id(node): node for node in survivors.values()}.values():
+            node.seen = bytearray(self._surviving_content(node))
+            node.synced = bytes(node.seen)
+            node.doomed_from = None
+        self._changes.clear()
+        self._durable = {place: self._listing(place) for place in self._directories}
+        self.kill_process()
+
+    def _reset(self) -> None:
         self.crash_at = -1
         self.operations = 0
         self.room_bytes = None
         self.fail_sync = False
+        self.fail_directory_sync = False
 
-    def _surviving_names(self) -> dict[Path, _Node]:
-        kept = self._rng.randint(0, len(self._changes))
-        # Directories are separate journals only in the worst file systems; one prefix is the model.
-        return dict(self._changes[kept - 1][1]) if kept else dict(self._durable)
+    def _listing(self, directory: Path) -> dict[Path, _Node]:
+        return {path: node for path, node in self._names.items() if path.parent == directory}
 
     def _surviving_content(self, node: _Node) -> bytes:
         low, high = sorted((len(node.synced), len(node.seen)))
@@ -134,6 +145,7 @@ class SimFiles(Files):
         node = self._names.setdefault(path, _Node())
         node.seen = bytearray(content)
         node.synced = content
+        self._durable.setdefault(path.parent, {})[path] = node
 
     def paths(self) -> list[Path]:
         """Return all files, sorted."""
@@ -155,12 +167,12 @@ class SimFiles(Files):
         return self._generation
 
     def _changed(self, directory: Path) -> None:
-        self._changes.append((directory, dict(self._names)))
+        self._changes.setdefault(directory, []).append(self._listing(directory))
 
     @override
     def make_directory(self, path: Path) -> None:
         self.step()
-        self._directories.add(path)
+        self._directories[path] = None
 
     @override
     def names(self, directory: Path) -> list[str]:
@@ -210,11 +222,10 @@ class SimFiles(Files):
     @override
     def sync_directory(self, path: Path) -> None:
         self.step()
-        # Journals commit in order: all up to the newest change of this directory is safe.
-        places = [place for place, change in enumerate(self._changes) if change[0] == path]
-        if places:
-            self._durable = self._changes[places[-1]][1]
-            del self._changes[: places[-1] + 1]
+        if self.fail_directory_sync:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._durable[path] = self._listing(path)
+        self._changes.pop(path, None)
 
     @override
     def lock(self, path: Path) -> Lock:

@@ -390,8 +390,8 @@ class Wal:
         )
         file = self._files.open(segment.path)
         try:
+            # `_sync_last` makes it durable.
             file.truncate(segment.end)
-            file.sync()
         finally:
             file.close()
 

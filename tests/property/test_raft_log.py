@@ -25,9 +25,10 @@ action = st.one_of(
     st.tuples(st.just("rotate data key"), st.just(0), st.just(0)),
     st.tuples(st.just("rotate kek"), st.integers(0, 2), st.just(0)),
     st.tuples(st.just("restart"), st.just(0), st.just(0)),
-    st.tuples(st.just("lose power"), st.integers(0, 25), st.booleans()),
+    st.tuples(st.just("stop"), st.integers(0, 25), st.booleans()),
     st.tuples(st.just("full disk"), st.integers(0, 1500), st.integers(1, 3)),
     st.tuples(st.just("failing sync"), st.integers(1, 3), st.just(0)),
+    st.tuples(st.just("failing directory sync"), st.integers(1, 3), st.just(0)),
 )
 
 
@@ -46,6 +47,7 @@ class Model:
         self.log = self.open()
         self.entries: list[bytes] = []
         self.unsure: list[bytes] = []
+        self.snapshot_index = 0
 
     def open(self) -> SingleLog:
         """Open the log; small segments, so that there are many."""
@@ -97,6 +99,7 @@ class Model:
                 yield b"-" * chunk_bytes
 
         await self.log.save_snapshot(index, chunks())
+        self.snapshot_index = index
 
     def check(self) -> None:
         """Compare what a start hands out with the list."""
@@ -104,31 +107,34 @@ class Model:
         found = list(chunks)[::2] + [entry.data for entry in entries]
         assert len(found) == self.log.last_index == self.log.durable_index
         assert found[: len(self.entries)] == self.entries
+        assert self.log.snapshot_index >= self.snapshot_index
         rest = found[len(self.entries) :]
         assert rest in ([], self.unsure)
         self.entries = found
         self.unsure = []
 
-    async def restart(self, *, is_power_lost: bool, keep_everything: bool = False) -> None:
+    async def restart(self, *, is_power_lost: bool, is_killed: bool = False) -> None:
         """Stop, cleanly or not, start, compare."""
         with contextlib.suppress(SwarmError):
             await self.log.close()
         self.keys.close()
         if is_power_lost:
-            self.files.lose_power(keep_everything=keep_everything)
+            self.files.lose_power()
+        elif is_killed:
+            self.files.kill_process()
         self.keys = self.open_keys()
         self.log = self.open()
         self.check()
 
-    async def lose_power(self, operations: int, *, keep_everything: bool) -> None:
-        """Go on for some operations, then stop."""
+    async def stop(self, operations: int, *, is_only_killed: bool) -> None:
+        """Go on for some operations, then lose power or be killed."""
         with self.files.stopping_at(operations):
             await self.propose(2, 300)
             if not self.unsure:
                 await self.log.rotate_data_key()
                 await self.snapshot(0, 1000)
                 await self.propose(1, 100)
-        await self.restart(is_power_lost=True, keep_everything=keep_everything)
+        await self.restart(is_power_lost=not is_only_killed, is_killed=is_only_killed)
 
     async def full_disk(self, room: int, count: int) -> None:
         """Fill the disk while working, then make room."""
@@ -151,6 +157,17 @@ class Model:
         else:
             await self.restart(is_power_lost=self.rng.random() < 0.5)
 
+    async def failing_directory_sync(self, count: int) -> None:
+        """Let the making of files fail half-way, then go on."""
+        self.files.fail_directory_sync = True
+        await self.propose(count, 900)
+        with contextlib.suppress(SwarmError):
+            await self.snapshot(0, 10)
+        with contextlib.suppress(SwarmError):
+            await self.log.rotate_data_key()
+        self.files.fail_directory_sync = False
+        await self.propose(count, 100)
+
     def rotate_kek(self, which: int) -> None:
         """Change the key of the ring: stored, or one of two for the operator."""
         new = None if which == 0 else Kek(bytes([which]) * 32)
@@ -170,10 +187,12 @@ class Model:
                 self.rotate_kek(first)
             case "restart":
                 await self.restart(is_power_lost=False)
-            case "lose power":
-                await self.lose_power(first, keep_everything=bool(second))
+            case "stop":
+                await self.stop(first, is_only_killed=bool(second))
             case "full disk":
                 await self.full_disk(first, second)
+            case "failing directory sync":
+                await self.failing_directory_sync(first)
             case "failing sync":
                 await self.failing_sync(first)
 

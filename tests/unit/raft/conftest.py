@@ -36,9 +36,18 @@ class Node:
             LOG, self.keys, files=self.files, rng_bytes=self.rng.randbytes, **limits
         )
 
-    def reopen_after_power_loss(self, *, keep_everything: bool = False) -> SingleLog:
+    def reopen_after_power_loss(self) -> SingleLog:
         """Lose what was not synced, and start again."""
-        self.files.lose_power(keep_everything=keep_everything)
+        self.files.lose_power()
+        return self.reopen()
+
+    def reopen_after_kill(self) -> SingleLog:
+        """Start again with what the kernel still has, synced or not."""
+        self.files.kill_process()
+        return self.reopen()
+
+    def reopen(self) -> SingleLog:
+        """Open ring and log."""
         self.keys = KeyRing.open(KEYS, rng_bytes=self.rng.randbytes, files=self.files)
         return self.open()
 

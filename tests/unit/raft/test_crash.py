@@ -33,10 +33,10 @@ async def work(log, chunks, acknowledged: list[bytes]) -> None:
     acknowledged.append(b"d")
 
 
-@pytest.mark.parametrize("keep_everything", [False, True])
+@pytest.mark.parametrize("is_only_killed", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_crash_at_every_operation_loses_nothing_acknowledged(
-    read, chunks, node, seed, keep_everything
+    read, chunks, node, seed, is_only_killed
 ):
     """What resolved is there, beyond it at most what was proposed; the next crash takes none."""
     for step in range(500):
@@ -49,7 +49,8 @@ async def test_a_crash_at_every_operation_loses_nothing_acknowledged(
             await work(log, chunks, acknowledged)
         is_over = not current.files.is_stopped
         await abandon(log)
-        log = current.reopen_after_power_loss(keep_everything=keep_everything)
+        stop = current.reopen_after_kill if is_only_killed else current.reopen_after_power_loss
+        log = stop()
         state, entries = read(log)
         found = state + entries
         await log.close()

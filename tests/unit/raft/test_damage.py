@@ -152,6 +152,23 @@ async def test_a_lost_sector_with_a_record_behind_it_is_damage(node):
         assert_refused(node, path)
 
 
+async def test_a_lost_header_with_a_record_behind_it_is_damage(node):
+    """Its length is gone too; the header of a later record is found by its look."""
+    overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
+    first = bytes(2 * layout.SECTOR_BYTES - layout.FILE_HEADER_BYTES - overhead)
+    await node.written([first, b"second", bytes(2000)])
+    (path,) = node.segments()
+    content = node.files.content(path)
+    node.files.remove(node.wal / SYNCED_NAME)
+    # The second record starts with a sector; in that lies the third one's header as well.
+    third = 1024 + overhead + len(b"second")
+    node.files.put(path, content[:1024] + bytes(third - 1024) + content[third:])
+    assert_refused(node, path)
+    # Without a successor the same zeros are what a crash leaves.
+    node.files.put(path, content[:1024] + bytes(third - 1024))
+    assert (await node.restored())[1] == [first]
+
+
 async def test_damage_before_the_last_segment_is_never_cut(node):
     """A short or zeroed tail of an older segment is damage, mark or no mark."""
     for data in ENTRIES:
@@ -272,8 +289,17 @@ async def test_damage_that_appears_after_opening_is_not_applied(node):
 async def test_a_record_of_a_later_version_is_refused_and_never_cut(node, monkeypatch):
     """An authentic record that this program cannot read is not taken for a torn one."""
     monkeypatch.setattr(layout, "KIND_ENTRIES", 2)
-    await node.written([b"from the future"])
+    overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
+    size = 2 * layout.SECTOR_BYTES + 1 - layout.FILE_HEADER_BYTES - overhead
+    # Until chance makes the byte that is alone in its sector zero, as a lost sector would be.
+    for _ in range(10_000):
+        await node.written([bytes(size)])
+        (path,) = node.segments()
+        if node.files.content(path).endswith(b"\0"):
+            break
+        node.files.remove(path)
+        node.files.remove(node.wal / SYNCED_NAME)
     monkeypatch.undo()
+    assert node.files.content(path).endswith(b"\0")
     node.files.remove(node.wal / SYNCED_NAME)
-    (path,) = node.segments()
     assert_refused(node, path)

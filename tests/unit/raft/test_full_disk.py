@@ -95,6 +95,22 @@ async def test_a_failed_sync_is_not_trusted_later(node, read):
     await log.close()
 
 
+async def test_a_segment_whose_name_may_not_be_durable_is_made_again(node, read, chunks):
+    """The half-made file starts at an entry that goes elsewhere: it is replaced before that."""
+    log = node.open()
+    await log.propose(b"1")
+    node.files.fail_directory_sync = True
+    with pytest.raises(ResourceExhaustedError):
+        await log.save_snapshot(1, chunks(b"state"))
+    node.files.fail_directory_sync = False
+    assert await log.propose(b"2") == 2
+    await log.close()
+    assert (await node.restored())[1] == [b"1", b"2"]
+    log = node.reopen_after_power_loss()
+    assert read(log)[1] == [b"1", b"2"]
+    await log.close()
+
+
 async def test_full_disk_during_a_snapshot(node, read, chunks):
     """The older snapshot stays, the log goes on, and the next snapshot works."""
     log = node.open()
