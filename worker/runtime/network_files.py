@@ -19,9 +19,12 @@ _HOSTS = (
 )
 
 
-def hosts(config: ContainerConfig, hostname: str) -> str:
-    """Return /etc/hosts: the usual lines, the extra ones, and the container's own address."""
-    lines = [*_HOSTS]
+def hosts(config: ContainerConfig, hostname: str, host_text: str) -> str:
+    """Return /etc/hosts: the usual lines, the extra ones, and the container's own address.
+
+    A container in the host's network has the host's lines (`host_text`) instead of the usual.
+    """
+    lines = [*_HOSTS] if config.netns_path else host_text.splitlines()
     for line in config.hosts:
         address, _, names = line.partition(" ")
         lines.append(f"{address}\t{names.strip()}")

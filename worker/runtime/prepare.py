@@ -19,6 +19,7 @@ from worker.runtime.directory import ContainerDirectory
 from worker.runtime.filters import FilterCache
 from worker.runtime.users import Identity
 
+_HOST_HOSTS = Path("/etc/hosts")
 _HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 # The servers behind systemd-resolved's local stub.
 _STUB_RESOLV_CONF = Path("/run/systemd/resolve/resolv.conf")
@@ -95,7 +96,7 @@ class Preparation:
 
     def _write_files(self) -> None:
         hostname = spec.hostname_of(self._config, self._facts)
-        hosts = network_files.hosts(self._config, hostname)
+        hosts = network_files.hosts(self._config, hostname, _text(_HOST_HOSTS))
         resolv_conf = network_files.resolv_conf(self._config, host_resolv_conf())
         for name, text in (
             ("hosts", hosts),
@@ -142,14 +143,15 @@ def identify(config: ContainerConfig, root_fd: int) -> Identity:
 
 def host_resolv_conf() -> str:
     """Read the machine's resolver configuration, past a local stub."""
-    for path in (_HOST_RESOLV_CONF, _STUB_RESOLV_CONF):
-        try:
-            text = path.read_text()
-        except FileNotFoundError:
-            continue
-        if not network_files.has_only_loopback(text):
-            return text
-    return ""
+    text = _text(_HOST_RESOLV_CONF)
+    return _text(_STUB_RESOLV_CONF) if network_files.has_only_loopback(text) else text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def seccomp_of(config: ContainerConfig, facts: spec.HostFacts) -> msgspec.Raw | None:

@@ -27,15 +27,17 @@ def config(**fields: object) -> ContainerConfig:
 
 def test_hosts():
     """The usual names, the extra ones, and the container's own address with both names."""
-    text = network_files.hosts(
-        config(hosts=("10.0.0.9 db db.local", "fd00::9  six"), address="10.0.0.5/24"), "web.example"
-    )
+    extra = ("10.0.0.9 db db.local", "fd00::9  six")
+    own = config(hosts=extra, address="10.0.0.5/24", netns_path="/n")
+    text = network_files.hosts(own, "web.example", "10.9.9.9 machine\n")
     assert text.splitlines()[0] == "127.0.0.1\tlocalhost"
     assert text.splitlines()[6:] == [
         "10.0.0.9\tdb db.local",
         "fd00::9\tsix",
         "10.0.0.5\tweb.example web",
     ]
+    shared = network_files.hosts(config(hosts=extra[:1]), "machine", "10.9.9.9 machine\n")
+    assert shared == "10.9.9.9 machine\n10.0.0.9\tdb db.local\n"
 
 
 HOST = """\
