@@ -11,6 +11,7 @@ then the old key opens the ring, and its owner still has it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from pathlib import Path
 
@@ -139,6 +140,8 @@ class Membership:
         try:
             raft_log = await asyncio.to_thread(SingleLog.open, directory, keys)
             store = Store.open(raft_log, clock)
+            # What was restored stays; walking it at every full collection would stall the loop.
+            gc.freeze()
         except BaseException:
             keys.close()
             raise
@@ -148,6 +151,10 @@ class Membership:
         """Return the cluster's row."""
         (cluster,) = self.store.view().clusters
         return cluster
+
+    def unlock_key(self) -> Kek | None:
+        """Return the key that opens the ring, if it is not stored beside it."""
+        return self._keys.kek if self._keys.is_autolocked else None
 
     async def seal_keys(self) -> None:
         """Make the ring of keys follow the cluster's unlock key."""

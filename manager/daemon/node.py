@@ -43,6 +43,8 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 # How long `swarm init` waits for the node's own worker to report.
 READY_SECONDS_MAX = 5.0
+# How long to wait before a state that could not be opened after a fault is tried again.
+REOPEN_SECONDS = 2.0
 
 _NOT_IN_SWARM = (
     'This node is not a swarm manager. Use "swarm init" or "swarm join" to connect this node '
@@ -92,6 +94,7 @@ class SwarmNode:
         self._agent: Agent | None = None
         self._is_locked = False
         self._error = ""
+        self._watchdog: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -160,9 +163,31 @@ class SwarmNode:
         self._dispatcher.connect(membership.dispatcher())
         orchestrator = membership.orchestrator(self._clock, self._rng)
         self._supervisor.start("orchestrator", orchestrator.run)
+        self._watchdog = asyncio.create_task(self._reopen_when_broken(membership))
 
-    async def _stop_manager(self) -> None:
+    async def _reopen_when_broken(self, membership: Membership) -> None:
+        """Open the state anew after a fault that left it unknown what is stored."""
+        await membership.store.broken.wait()
+        log.error("membership_broken", remedy="opening the log anew")
+        async with self._changing:
+            if self._membership is not membership:
+                return
+            kek = membership.unlock_key()
+            await self._stop_manager(is_watchdog=True)
+            while self._membership is None and self._identity is not None:
+                try:
+                    await self._open_membership(kek)
+                except SwarmError as error:
+                    self._error = error.message
+                    log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
+                    await asyncio.sleep(REOPEN_SECONDS)
+
+    async def _stop_manager(self, *, is_watchdog: bool = False) -> None:
         self._dispatcher.disconnect()
+        if self._watchdog is not None and not is_watchdog:
+            self._watchdog.cancel()
+            await asyncio.gather(self._watchdog, return_exceptions=True)
+        self._watchdog = None
         await self._supervisor.stop("orchestrator")
         membership, self._membership, self._control = self._membership, None, None
         if membership is not None:

@@ -81,6 +81,8 @@ class Store:
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot_not_before = 0.0
         self._refusal: UnavailableError | None = None
+        # Set when only opening the log anew can tell what is stored; see `_fall_back`.
+        self.broken = asyncio.Event()
         self._is_in_transaction = False
         self._is_closed = False
 
@@ -270,6 +272,7 @@ class Store:
                 "this manager cannot tell whether its last change was stored "
                 f"({error}); it takes no more until it is restarted"
             )
+            self.broken.set()
         for proposed in failed:
             if not proposed.caller.done():
                 proposed.caller.set_exception(_copy_of(error))
