@@ -49,7 +49,8 @@ class Demo:
     def say(self, what: str, proves: str) -> None:
         """Head a step."""
         elapsed = time.monotonic() - self._started  # noqa: TID251 -- a person watches
-        print(f"\n\033[1m[{elapsed:5.1f} s] {what}\033[0m\n         proves: {proves}", flush=True)
+        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        print(f"\n{bold}[{elapsed:5.1f} s] {what}{plain}\n         proves: {proves}", flush=True)
 
     def swarm(self, *arguments: str, show: bool = True) -> str:
         """Run `swarm …` in the host as a person would, and show what it prints."""
