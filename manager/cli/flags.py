@@ -198,7 +198,9 @@ class _Scan:
         try:
             value = flag.parse(text) if flag.kind else boolean(text)
         except InvalidError as error:
-            message = f'invalid argument "{text}" for "{flag.display()}" flag: {error.message}'
+            from proto.goformat import quote  # noqa: PLC0415 -- only for this message
+
+            message = f'invalid argument {quote(text)} for "{flag.display()}" flag: {error.message}'
             raise FlagError(message) from error
         if flag.many:
             self._found.setdefault(flag.name, []).append(value)

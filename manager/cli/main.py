@@ -83,10 +83,14 @@ TABLES: dict[str, dict[str, Entry]] = {
 
 
 @click.pass_context
-def _root(ctx: click.Context, host: str | None, *, version: bool) -> None:
+def _root(ctx: click.Context, host: str | None) -> None:
     """Choose the daemon for the command that follows."""
     ctx.obj = Console(host or "")
-    if version:
+    ctx.call_on_close(ctx.obj.engine.close)
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, *, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
         from manager.cli.commands.system import client_version  # noqa: PLC0415 -- rare
 
         click.echo(f"Swarm version {client_version()}")
@@ -102,7 +106,13 @@ def program() -> LazyGroup:
         "A container orchestrator with Docker Swarm's commands",
         params=[
             click.Option(["-H", "--host"], metavar="string"),
-            click.Option(["-v", "--version"], is_flag=True),
+            click.Option(
+                ["-v", "--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=lambda ctx, option, wanted: _show_version(ctx, option, wanted=wanted),
+            ),
         ],
         callback=_root,
     )

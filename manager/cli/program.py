@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -172,8 +171,10 @@ class Command(click.Command):
 
 
 def _help_lines(flags: tuple[Flag, ...]) -> list[str]:
+    import textwrap  # noqa: PLC0415 -- only for help
+
     names = []
-    for flag in sorted(flags):
+    for flag in sorted(flags, key=lambda flag: flag.name):
         short = f"-{flag.short}, " if flag.short else "    "
         names.append((f"  {short}--{flag.name} {flag.kind}".rstrip(), flag.help))
     column = min(HELP_COLUMN_MAX, max(len(name) for name, _ in names) + 3)

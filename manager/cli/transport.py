@@ -56,6 +56,12 @@ class Engine:
         version = os.environ.get("SWARM_API_VERSION") or os.environ.get("DOCKER_API_VERSION")
         self._prefix = f"/v{(version or API_VERSION).removeprefix('v')}"
 
+    def close(self) -> None:
+        """Close the connection that is kept."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def get(self, path: str, query: Query = {}) -> Any:  # noqa: B006 -- never changed
         """Get and decode JSON."""
         return self.call("GET", path, query)
