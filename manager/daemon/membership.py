@@ -41,7 +41,8 @@ from proto.objects import (
     NodeStatus,
     Reachability,
 )
-from raft.keys import Kek, KeyRing
+from raft.files import Files
+from raft.keys import Kek, KeyRing, RandomBytes
 from raft.single import SingleLog
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -100,12 +101,18 @@ class Membership:
 
     @classmethod
     async def create(
-        cls, directory: Path, new: NewCluster, *, clock: Clock, rng: random.Random
+        cls,
+        directory: Path,
+        new: NewCluster,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        files: Files | None = None,
     ) -> tuple[Membership, ClusterID, NodeID]:
         """Begin a cluster of one in an empty directory."""
         kek = Kek.generate(rng.randbytes) if new.spec.auto_lock_managers else None
-        keys = await asyncio.to_thread(KeyRing.create, directory, rng.randbytes, kek)
-        membership = await cls._open(directory, keys, clock)
+        keys = await asyncio.to_thread(KeyRing.create, directory, rng.randbytes, kek, files=files)
+        membership = await cls._open(directory, keys, clock, rng.randbytes, files)
         cluster_id, node_id = ClusterID(new_id(rng)), NodeID(new_id(rng))
         cluster = _first_cluster(cluster_id, new, kek, now=clock.wall(), rng=rng)
         node = _first_node(node_id, new)
@@ -122,23 +129,42 @@ class Membership:
         return membership, cluster_id, node_id
 
     @classmethod
-    async def open(cls, directory: Path, kek: Kek | None, *, clock: Clock) -> Membership:
-        """Open what `create` made.
+    async def open(
+        cls,
+        directory: Path,
+        kek: Kek | None,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        files: Files | None = None,
+    ) -> Membership:
+        """Open what `create` made; `files` is the disk, the machine's own if not given.
 
         Raises:
             LockedError: autolock is on and no key was given.
             InvalidError: the key is not the one.
             CorruptError: the log or a snapshot is damaged.
         """
-        keys = await asyncio.to_thread(KeyRing.open, directory, kek)
-        membership = await cls._open(directory, keys, clock)
+        keys = await asyncio.to_thread(
+            KeyRing.open, directory, kek, rng_bytes=rng.randbytes, files=files
+        )
+        membership = await cls._open(directory, keys, clock, rng.randbytes, files)
         await membership.seal_keys()
         return membership
 
     @classmethod
-    async def _open(cls, directory: Path, keys: KeyRing, clock: Clock) -> Membership:
+    async def _open(
+        cls,
+        directory: Path,
+        keys: KeyRing,
+        clock: Clock,
+        rng_bytes: RandomBytes,
+        files: Files | None,
+    ) -> Membership:
         try:
-            raft_log = await asyncio.to_thread(SingleLog.open, directory, keys)
+            raft_log = await asyncio.to_thread(
+                SingleLog.open, directory, keys, rng_bytes=rng_bytes, files=files
+            )
             store = Store.open(raft_log, clock)
             # What was restored stays; walking it at every full collection would stall the loop.
             gc.freeze()

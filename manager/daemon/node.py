@@ -33,6 +33,7 @@ from proto.clock import Clock
 from proto.errors import ConflictError, InvalidError, LockedError, SwarmError, UnavailableError
 from proto.ids import ImageID, NodeID, TaskID
 from proto.objects import Node, NodeState, Object, Task
+from raft.files import Files
 from raft.keys import Kek
 from worker.agent import Agent
 from worker.images.removal import ImageUse
@@ -75,8 +76,12 @@ class SwarmNode:
         network: NodeNetwork,
         clock: Clock,
         rng: random.Random,
+        files: Files | None = None,
     ) -> None:
-        """Compose a node of its parts; `start` takes up what the disk says."""
+        """Compose a node of its parts; `start` takes up what the disk says.
+
+        `files` is the disk of the manager's state, the machine's own if not given.
+        """
         self._config = config
         self._machine = machine
         self._images = images
@@ -85,6 +90,7 @@ class SwarmNode:
         self._network = network
         self._clock = clock
         self._rng = rng
+        self._files = files
         self._changing = asyncio.Lock()
         self._supervisor = Supervisor()
         self._dispatcher = DispatcherSwitch()
@@ -151,7 +157,9 @@ class SwarmNode:
         self._agent = None
 
     async def _open_membership(self, kek: Kek | None) -> None:
-        membership = await Membership.open(self._config.raft_dir, kek, clock=self._clock)
+        membership = await Membership.open(
+            self._config.raft_dir, kek, clock=self._clock, rng=self._rng, files=self._files
+        )
         self._take_up(membership)
 
     def _take_up(self, membership: Membership) -> None:
@@ -216,6 +224,7 @@ class SwarmNode:
                 _new_cluster(request, advertise_addr, self._machine),
                 clock=self._clock,
                 rng=self._rng,
+                files=self._files,
             )
             identity = Identity(
                 node_id=node_id,
