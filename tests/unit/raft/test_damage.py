@@ -156,16 +156,17 @@ async def test_a_lost_header_with_a_record_behind_it_is_damage(node):
     """Its length is gone too; the header of a later record is found by its look."""
     overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
     first = bytes(2 * layout.SECTOR_BYTES - layout.FILE_HEADER_BYTES - overhead)
-    await node.written([first, b"second", bytes(2000)])
+    await node.written([first, bytes(600), bytes(2000)])
     (path,) = node.segments()
     content = node.files.content(path)
     node.files.remove(node.wal / SYNCED_NAME)
-    # The second record starts with a sector; in that lies the third one's header as well.
-    third = 1024 + overhead + len(b"second")
-    node.files.put(path, content[:1024] + bytes(third - 1024) + content[third:])
+    # The second record starts with a sector, which is lost; the third is in the next but one.
+    third = 1024 + overhead + 600
+    assert third > 1536
+    node.files.put(path, content[:1024] + bytes(512) + content[1536:])
     assert_refused(node, path)
     # Without a successor the same zeros are what a crash leaves.
-    node.files.put(path, content[:1024] + bytes(third - 1024))
+    node.files.put(path, content[:1024] + bytes(512) + content[1536:third])
     assert (await node.restored())[1] == [first]
 
 

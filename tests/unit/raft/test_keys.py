@@ -255,6 +255,23 @@ def test_a_change_that_failed_and_was_repeated_survives_a_crash(step):
             assert reopen(files).unseal("tls") == b"the TLS key"
 
 
+def test_what_an_opened_ring_holds_survives_the_next_power_loss():
+    """Killed between rename and sync: files are made under the data key that is seen, so it stays."""
+    for step in range(20):
+        for seed in range(6):
+            files, ring = make(None, seed)
+            with files.stopping_at(step):
+                ring.add_data_key()
+            is_over = not files.is_stopped
+            files.kill_process()
+            ids = KeyRing.open(PLACE, files=files).ids
+            files.lose_power()
+            assert KeyRing.open(PLACE, files=files).ids == ids
+            if is_over:
+                return
+    pytest.fail("adding a key never ended")
+
+
 def test_creating_survives_a_crash_at_every_step():
     """Either there is no ring yet and creating it works, or there is a whole one."""
     for step in range(50):
