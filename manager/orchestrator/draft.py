@@ -62,6 +62,8 @@ class Draft:
         self._before = {task.id: task for task in state.tasks}
         self._tasks = dict(self._before)
         self._wake_at: float | None = None
+        # Slots whose next task is made only when their restart delay is over.
+        self.waiting: set[int] = set()
 
     def tasks(self) -> Iterator[Task]:
         """Iterate over the present tasks in no particular order."""

@@ -6,8 +6,8 @@ Every slot is in one of these buckets; the names are used throughout:
 * *finished*: its newest task has ended and its restart policy wants no other;
 * *vacant*: its newest task has ended, or is being stopped, and another is to follow.
 
-The order of a pass: ended tasks are no longer wanted; slots over the number are removed, vacant
-ones first; vacant slots get a successor, held READY until its delay is over and its predecessor
+The order of a pass: ended tasks, and those on a drained node, are no longer wanted; slots over the
+number are removed, vacant ones first; vacant slots get a successor, held READY until its delay is over and its predecessor
 gone; missing slots are made; then the updater replaces tasks of older specs; then tasks that may
 start are let go. Events only wake: the same pass serves start-up, fail-over and every change.
 """
@@ -15,13 +15,15 @@ start are let go. Events only wake: the same pass serves start-up, fail-over and
 from __future__ import annotations
 
 import random
+from collections.abc import Container
 
 import msgspec
 
 from manager.orchestrator.draft import Draft, ServicePlan, ServiceState
 from manager.orchestrator.reaper import reap
-from manager.orchestrator.restart import is_replaced, restart_delay_seconds
+from manager.orchestrator.restart import is_moved, is_replaced, restart_delay_seconds
 from manager.orchestrator.update import is_dirty, is_start_first, update
+from proto.ids import NodeID
 from proto.objects import ReplicatedMode, Task
 from proto.states import TaskState
 
@@ -34,13 +36,28 @@ class Slots(msgspec.Struct):
     vacant: dict[int, list[Task]] = {}
 
 
-def reconcile(state: ServiceState, *, history_limit: int, now: float, rng: random.Random) -> Draft:
-    """Run one pass; the caller schedules what is PENDING in the draft and takes its plan."""
+def reconcile(
+    state: ServiceState,
+    *,
+    history_limit: int,
+    now: float,
+    rng: random.Random,
+    drained: Container[NodeID] = (),
+) -> Draft:
+    """Run one pass; the caller schedules what is PENDING in the draft and takes its plan.
+
+    Args:
+        state: the service, its tasks and their specs.
+        history_limit: tasks kept per slot.
+        now: seconds since the epoch.
+        rng: draws IDs and jitter.
+        drained: nodes on which no task is to run.
+    """
     draft = Draft(state, now=now, rng=rng)
     if draft.service is None:
         _remove_all(draft)
     else:
-        _retire_ended(draft)
+        _retire(draft, drained)
         _scale(draft, rng)
         update(draft)
         _release_ready(draft)
@@ -58,10 +75,11 @@ def _remove_all(draft: Draft) -> None:
         draft.want(task, TaskState.REMOVE)
 
 
-def _retire_ended(draft: Draft) -> None:
-    """A task that has ended is no longer wanted: its slot is decided afresh."""
+def _retire(draft: Draft, drained: Container[NodeID]) -> None:
+    """A task that has ended, or is on a drained node, is not wanted: its slot is decided afresh."""
     for task in draft.tasks():
-        if task.status.state.is_terminal and task.desired_state <= TaskState.RUNNING:
+        is_over = task.status.state.is_terminal or (task.node_id and task.node_id in drained)
+        if is_over and task.desired_state <= TaskState.RUNNING:
             draft.want(task, TaskState.SHUTDOWN)
 
 
@@ -72,15 +90,19 @@ def sort_slots(draft: Draft) -> Slots:
         newest = tasks[-1]
         if any(task.desired_state <= TaskState.RUNNING for task in tasks):
             slots.runnable[number] = tasks
-        elif (
-            newest.status.state.is_terminal
-            and not is_dirty(draft, newest)
-            and not is_replaced(tasks, draft.spec_of(newest).task.restart)
-        ):
+        elif not is_dirty(draft, newest) and not _is_followed(draft, tasks):
             slots.finished[number] = tasks
         else:
             slots.vacant[number] = tasks
     return slots
+
+
+def _is_followed(draft: Draft, slot: list[Task]) -> bool:
+    """Tell whether a restart policy lets the slot's newest task have a successor."""
+    policy = draft.spec_of(slot[-1]).task.restart
+    if slot[-1].status.state.is_terminal:
+        return is_replaced(slot, policy)
+    return is_moved(policy)
 
 
 def _scale(draft: Draft, rng: random.Random) -> None:
@@ -117,13 +139,21 @@ def _surplus(slots: Slots, replicas: int) -> list[int]:
 
 
 def _succeed(draft: Draft, number: int, tasks: list[Task], rng: random.Random) -> None:
-    """Give a vacant slot its next task, delayed if the one before ended by itself."""
+    """Give a vacant slot its next task, delayed if the one before ended by itself.
+
+    The successor of a task that ran is prepared while it waits. That of one which never ran is
+    made when the wait is over: its preparation would fail as the last one did, at once, and again.
+    """
     newest = tasks[-1]
     not_before = 0.0
     if newest.status.state.is_terminal and not is_dirty(draft, newest):
         policy = draft.spec_of(newest).task.restart
         delay = restart_delay_seconds(tasks, policy, rng)
         not_before = newest.status.timestamp + delay
+        if not newest.status.running_at and not_before > draft.now:
+            draft.waiting.add(number)
+            draft.wake(not_before)
+            return
     draft.create(number, desired=TaskState.READY, not_before=not_before)
 
 

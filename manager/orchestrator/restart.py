@@ -38,6 +38,15 @@ def is_replaced(slot: Sequence[Task], policy: RestartPolicy) -> bool:
             return not _is_exhausted(slot, policy)
 
 
+def is_moved(policy: RestartPolicy) -> bool:
+    """Tell whether a task that is stopped because its node is drained is followed by another.
+
+    One that must never be restarted is not begun anew elsewhere. Source: swarmkit restarts tasks
+    of a drained node by their policy.
+    """
+    return policy.condition is not RestartCondition.NONE
+
+
 def _is_exhausted(slot: Sequence[Task], policy: RestartPolicy) -> bool:
     """Tell whether the slot has had `max_attempts` restarts (within the window, if any)."""
     if policy.max_attempts == 0:

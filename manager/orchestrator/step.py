@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from manager.orchestrator.draft import Draft, ServicePlan, ServiceState
 from manager.orchestrator.replicated import reconcile
 from proto.ids import ServiceID, TaskID
-from proto.objects import Node, Task
+from proto.objects import Node, NodeAvailability, Task
 from proto.states import Actor, TaskState
 from scheduler import Placement, Refusal, TaskGroup, Usage, place
 
@@ -37,7 +37,8 @@ def step(
         now: seconds since the epoch.
         rng: draws IDs and jitter.
     """
-    draft = reconcile(state, history_limit=history_limit, now=now, rng=rng)
+    drained = {node.id for node in nodes if node.spec.availability is NodeAvailability.DRAIN}
+    draft = reconcile(state, history_limit=history_limit, now=now, rng=rng, drained=drained)
     _allocate(draft)
     _schedule(draft, nodes, usage)
     return draft.plan()

@@ -2,8 +2,8 @@
 
 A slot is *dirty* when its wanted task was made from another task template than the service's
 present one. A slot is
-*in flight* when its task of the present spec is not RUNNING yet, or has been for less than the
-update's delay. As many dirty slots are switched as `parallelism` leaves room beside those in
+*in flight* when its task of the present spec is not RUNNING yet, has been for less than the
+update's delay, or is yet to be made after a restart delay. As many dirty slots are switched as `parallelism` leaves room beside those in
 flight. A task of the present spec that ends within `monitor` of RUNNING, or never gets there, is
 a failure; too many pause the update, roll it back, or count for nothing, as the spec says. Source
 of defaults and rules: swarm semantics of updates (swarmkit manager/orchestrator/update).
@@ -73,12 +73,12 @@ def update(draft: Draft) -> None:
         _set_status(draft, UPDATING, "update in progress")
     if _state(draft.service) not in _ACTIVE:
         return
-    if _has_failed(draft, len(slots)):
+    if _has_failed(draft, len(slots) + len(draft.waiting)):
         return
     in_flight = [n for n, ts in slots.items() if n not in dirty and _is_in_flight(draft, ts[-1])]
     if dirty:
-        _switch(draft, dirty, busy=len(in_flight))
-    elif not in_flight:
+        _switch(draft, dirty, busy=len(in_flight) + len(draft.waiting))
+    elif not in_flight and not draft.waiting:
         _complete(draft, slots)
 
 

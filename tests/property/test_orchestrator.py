@@ -23,6 +23,8 @@ _actions = st.lists(
         st.tuples(st.just("image"), st.sampled_from(["a", "b", "c"])),
         st.tuples(st.just("fail"), st.integers(0, 5)),
         st.tuples(st.just("complete"), st.integers(0, 5)),
+        st.tuples(st.just("reject"), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["drain", "active"]), st.integers(0, 1)),
         st.tuples(st.just("wait"), st.integers(1, 90)),
         st.tuples(st.just("obey"), st.just(0)),
     ),
@@ -41,6 +43,12 @@ def _act(world, kind, value):
             if running:
                 state = TaskState.FAILED if kind == "fail" else TaskState.COMPLETE
                 world.report(running[value % len(running)], state)
+        case "reject":
+            begun = [t for t in world.wanted() if t.status.state is TaskState.ASSIGNED]
+            if begun:
+                world.report(begun[value % len(begun)], TaskState.REJECTED, err="no")
+        case "drain" | "active":
+            world.drain(value % len(world.nodes), availability=kind)
         case "wait":
             world.now += value
         case "obey":
@@ -58,6 +66,8 @@ def test_any_history_converges_and_is_then_idempotent(actions, seed, replicas):
         for tasks in _by_slot(world).values():
             assert sum(t.status.state is TaskState.RUNNING for t in tasks) <= 1
 
+    for node in range(len(world.nodes)):
+        world.drain(node, availability="active")
     world.settle(rounds=400)
 
     wanted = world.service.spec.mode.replicas
@@ -80,6 +90,8 @@ def test_history_never_grows_beyond_its_limit(actions, limit):
     for kind, value in actions:
         _act(world, kind, value)
         world.step()
+    for node in range(len(world.nodes)):
+        world.drain(node, availability="active")
     world.settle(rounds=400)
 
     for tasks in _by_slot(world).values():

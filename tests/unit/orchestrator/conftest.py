@@ -11,6 +11,7 @@ from manager.orchestrator.step import step
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import (
     Node,
+    NodeAvailability,
     NodeDescription,
     NodeSpec,
     NodeState,
@@ -118,6 +119,14 @@ class World:
                     return
                 self.now = max(plan.wake_at, self.now)
         raise AssertionError("the service did not settle")
+
+    def drain(self, node: int, *, availability: str = "drain") -> None:
+        """Give a node another availability."""
+        old = self.nodes[node]
+        spec = msgspec.structs.replace(
+            old.spec, availability=NodeAvailability[availability.upper()]
+        )
+        self.nodes[node] = msgspec.structs.replace(old, spec=spec)
 
     def wanted(self) -> list[Task]:
         """Return the tasks that are wanted, by slot."""

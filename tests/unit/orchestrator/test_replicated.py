@@ -321,3 +321,98 @@ def test_a_new_version_with_the_same_template_moves_nothing(make_world):
     world.settle()
 
     assert before == [t.id for t in world.running()]
+
+
+def test_a_rejected_task_gets_no_successor_before_its_delay_is_over(make_world):
+    """What cannot be prepared is not prepared again at once, and again: nothing is made for 5 s."""
+    world = make_world(replicas=1)
+    world.step()
+    (task,) = world.wanted()
+    world.report(task, TaskState.REJECTED, err="no such subpath")
+
+    plan = world.step()
+
+    assert plan.created == ()
+    assert world.now + 5 == plan.wake_at
+    assert world.step().is_empty
+    world.now += 5
+    (successor,) = world.step().created
+    assert successor.desired_state in {TaskState.READY, TaskState.RUNNING}
+
+
+def test_an_update_does_not_complete_while_a_slot_waits_for_its_next_attempt(make_world):
+    """With failure action continue, a rejected task of the new spec keeps the update going."""
+    world = make_world(replicas=1)
+    world.settle()
+    config = UpdateConfig(failure_action="continue", monitor_ns=NANOSECONDS)
+    world.now += 1
+    world.change(image="bad", update=config)
+    world.step()
+    world.obey()
+    world.step()
+    (task,) = world.wanted()
+    world.report(task, TaskState.REJECTED, err="no such image")
+
+    world.step()
+
+    assert world.wanted() == []
+    assert world.service.update_status.state == "updating"
+
+
+def test_draining_the_only_node_leaves_tasks_pending_with_the_reason(make_world):
+    """Every task is stopped, its slot waits and says why; made active again, the node runs all."""
+    world = make_world(replicas=3)
+    world.settle()
+    before = {t.id for t in world.running()}
+
+    world.drain(0)
+    world.settle()
+
+    assert world.running() == []
+    waiting = world.wanted()
+    assert [t.slot for t in waiting] == [1, 2, 3]
+    reason = "no suitable node (1 node is not available for new tasks)"
+    assert {(TaskState.PENDING, reason)} == {(t.status.state, t.status.err) for t in waiting}
+    world.drain(0, availability="active")
+    world.settle()
+    assert [t.slot for t in world.running()] == [1, 2, 3]
+    assert before.isdisjoint(t.id for t in world.running())
+
+
+def test_a_drained_node_s_tasks_move_and_stay_where_they_went(make_world):
+    """With another node the tasks run there, also after the first one is active again."""
+    world = make_world(replicas=4, nodes=2)
+    world.settle()
+
+    world.drain(0)
+    world.settle()
+
+    assert {"node1"} == {t.node_id for t in world.running()}
+    world.drain(0, availability="active")
+    world.settle()
+    assert {"node1"} == {t.node_id for t in world.running()}
+
+
+def test_a_task_that_is_never_restarted_is_not_moved(make_world):
+    """Restart condition none: a drained task is stopped and its slot is finished."""
+    world = make_world(replicas=1)
+    world.change(restart=RestartPolicy(condition=RestartCondition.NONE))
+    world.settle()
+
+    world.drain(0)
+    world.settle()
+
+    assert world.running() == world.wanted() == []
+
+
+def test_pause_keeps_what_runs_and_takes_nothing_new(make_world):
+    """A paused node keeps its tasks; an added replica waits."""
+    world = make_world(replicas=1)
+    world.settle()
+    world.drain(0, availability="pause")
+    world.scale(2)
+
+    world.settle()
+
+    assert [t.slot for t in world.running()] == [1]
+    assert [t.slot for t in world.wanted()] == [1, 2]
