@@ -256,7 +256,7 @@ def test_a_change_that_failed_and_was_repeated_survives_a_crash(step):
 
 
 def test_what_an_opened_ring_holds_survives_the_next_power_loss():
-    """Killed between rename and sync: files are made under the data key that is seen, so it stays."""
+    """Killed between rename and sync: files are made under the key that is seen, so it stays."""
     for step in range(20):
         for seed in range(6):
             files, ring = make(None, seed)
