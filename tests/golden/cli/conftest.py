@@ -146,9 +146,9 @@ class FakeEngine(socketserver.ThreadingUnixStreamServer):
             "GET /tasks/[^/]+": one_of(self.tasks, "task"),
             "GET /secrets": filtered(secrets, "name"),
             "GET /configs": filtered(configs, "name"),
-            "GET /networks/[^/]+": lambda request: one_of(
+            "GET /networks/[^/]+": one_of(
                 [{**network, "ID": network["Id"]} for network in networks], "network"
-            )(request),
+            ),
             "GET /distribution/.*": lambda _request: error(404, "no registry"),
             "GET /images/json": fixed(load("images")),
             "GET /images/.*/json": fixed(load("image")),
@@ -262,13 +262,13 @@ def swarm(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
     """Run `swarm` in this process against the fake Engine, at a fixed time in UTC."""
-    monkeypatch.setattr(SystemClock, "wall", lambda _self: NOW)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.delenv("DOCKER_CONFIG", raising=False)
     monkeypatch.setenv("HOME", "/nonexistent")
 
-    def run_command(*arguments: str, stdin: str = "") -> Result:
+    def run_command(*arguments: str, stdin: str = "", now: float = NOW) -> Result:
+        monkeypatch.setattr(SystemClock, "wall", lambda _self: now)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         capsys.readouterr()
         code = main.run(["-H", f"unix://{engine.path}", *arguments])
