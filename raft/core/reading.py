@@ -1,0 +1,109 @@
+"""Linearizable reads, by a lease or by asking a majority; and the heartbeats that serve both.
+
+A heartbeat round is numbered and its time of sending kept. When a majority has answered round `r`,
+nobody else led at any moment before the round began: all reads that waited for it may go on with
+the commit index that they noted. For `lease_ticks` after the round was *sent*, no voter of that
+majority helps anybody else, so reads need no round at all. A leader that handed over has no lease
+for the rest of its term: its `TimeoutNow` overrides the voters' promise whenever it arrives.
+"""
+
+from __future__ import annotations
+
+from raft.core.elections import Elections
+from raft.core.messages import Heartbeat, HeartbeatReply, ReadReply, ReadRequest
+from raft.core.quorum import reached_by_majority
+from raft.core.values import NOBODY, RaftID, ReadState, Role
+
+
+class Reading(Elections):
+    """The layer of reads; see the module."""
+
+    def _has_lease(self) -> bool:
+        """Whether a majority is known not to help anybody else yet."""
+        if not self._voting_peers and self._is_voter:
+            return True
+        return (
+            self.config.has_lease_reads
+            and self.clock < self._lease_until
+            and not self._has_handed_over
+        )
+
+    def _read(self, context: int, origin: RaftID) -> None:
+        """As the leader, take up a read of our own (`NOBODY`) or of a follower."""
+        if self.log.commit < self._term_start:
+            # Until then, what former leaders committed may not be known here.
+            self._reads_early.append((context, origin))
+        elif self._has_lease():
+            self._release(context, origin, self.log.commit)
+        else:
+            self._reads_waiting.append((self._round + 1, self.log.commit, context, origin))
+            self._is_dirty = True
+
+    def _release(self, context: int, origin: RaftID, index: int) -> None:
+        if origin == NOBODY:
+            self._reads_done.append(ReadState(context, index))
+        else:
+            self._messages.append(ReadReply(self.id, origin, self.term, context, index))
+
+    def _read_early(self) -> None:
+        """The term's first entry is committed: take up the reads that waited for it."""
+        early, self._reads_early = self._reads_early, []
+        for context, origin in early:
+            self._read(context, origin)
+
+    def _start_round_for_reads(self) -> None:
+        """Begin a round unless one is unanswered: reads that come meanwhile share the next."""
+        waiting = self._reads_waiting
+        if waiting and waiting[-1][0] > self._round and self._confirmed >= self._round:
+            self._send_heartbeats()
+
+    def _send_heartbeats(self) -> None:
+        self._round += 1
+        self._round_clocks.append((self._round, self.clock))
+        commit = self.log.commit
+        heartbeats = []
+        for peer_id, progress in self._peers.items():
+            known = min(progress.match, commit)
+            progress.commit_sent = max(progress.commit_sent, known)
+            heartbeats.append(Heartbeat(self.id, peer_id, self.term, known, self._round))
+        # They go first: nothing large may delay them.
+        self._messages[:0] = heartbeats
+        self._heartbeat_elapsed = 0
+
+    def _on_heartbeat(self, message: Heartbeat) -> None:
+        self._hear(message.sender)
+        if message.commit > self.log.commit:
+            self.log.commit_to(message.commit)
+            self._commit_moved()
+        if message.round:
+            self._messages.append(HeartbeatReply(self.id, message.sender, self.term, message.round))
+
+    def _confirm_rounds(self) -> None:
+        """See which round a majority has answered, renew the lease, release reads."""
+        rounds = [progress.round for progress in self._voting_peers]
+        if self._is_voter:
+            rounds.append(self._round)
+        confirmed = reached_by_majority(rounds)
+        if confirmed <= self._confirmed:
+            return
+        self._confirmed = confirmed
+        clocks = self._round_clocks
+        sent = -1
+        while clocks and clocks[0][0] <= confirmed:
+            sent = clocks.popleft()[1]
+        if sent >= 0:
+            self._lease_until = max(self._lease_until, sent + self.config.lease_ticks)
+        waiting = self._reads_waiting
+        while waiting and waiting[0][0] <= confirmed:
+            _, index, context, origin = waiting.popleft()
+            self._release(context, origin, index)
+        if waiting:
+            self._is_dirty = True
+
+    def _on_read_request(self, message: ReadRequest) -> None:
+        # A member that does not lead stays silent: the one who asked repeats the question.
+        if self.role is Role.LEADER and message.sender in self._peers:
+            self._read(message.context, message.sender)
+
+    def _on_read_reply(self, message: ReadReply) -> None:
+        self._reads_done.append(ReadState(message.context, message.index))
