@@ -9,7 +9,8 @@ Every slot is in one of these buckets; the names are used throughout:
 The order of a pass: ended tasks, and those on a drained node, are no longer wanted; slots over the
 number are removed, vacant ones first; vacant slots get a successor, held READY until its delay is
 over and its predecessor gone; missing slots are made; then the updater replaces tasks of older
-specs; then tasks that may start are let go. Events only wake: the same pass serves start-up, fail-over and every change.
+specs; then tasks that may start are let go. Events only wake: the same pass serves start-up,
+fail-over and every change.
 """
 
 from __future__ import annotations

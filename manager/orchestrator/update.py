@@ -3,9 +3,10 @@
 A slot is *dirty* when its wanted task was made from another task template than the service's
 present one. A slot is *in flight* when its task of the present spec is not RUNNING yet, has been
 for less than the update's delay, or is yet to be made after a restart delay. As many dirty slots
-are switched as `parallelism` leaves room beside those in flight. A task of the present spec that ends within `monitor` of RUNNING, or never gets there, is
-a failure; too many pause the update, roll it back, or count for nothing, as the spec says. Source
-of defaults and rules: swarm semantics of updates (swarmkit manager/orchestrator/update).
+are switched as `parallelism` leaves room beside those in flight. A task of the present spec that
+ends within `monitor` of RUNNING, or never gets there, is a failure; too many pause the update, roll
+it back, or count for nothing, as the spec says. Source of defaults and rules: swarm semantics of
+updates (swarmkit manager/orchestrator/update).
 """
 
 from __future__ import annotations
