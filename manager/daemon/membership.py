@@ -186,11 +186,17 @@ class Membership:
         """Make the ring of keys follow the cluster's unlock key."""
         async with self._sealing:
             wanted = self.cluster().unlock_key
-            current = self._keys.kek.format() if self._keys.is_autolocked else ""
+            was_locked = self._keys.is_autolocked
+            current = self._keys.kek.format() if was_locked else ""
             if wanted != current:
                 kek = Kek.parse(wanted) if wanted else None
                 await asyncio.to_thread(self._keys.rotate_kek, kek)
                 log.info("keys_sealed", autolock=bool(wanted))
+                if kek is not None and not was_locked:
+                    # What was written so far could be read with a key that lay on this disk.
+                    await self._log.rotate_data_key()
+            if self._log.is_rotating:
+                await self.store.save_snapshot()
 
     def dispatcher(self) -> LocalDispatcher:
         """Return the dispatcher for this node's agent."""

@@ -277,6 +277,18 @@ class Store:
             if not proposed.caller.done():
                 proposed.caller.set_exception(_copy_of(error))
 
+    async def save_snapshot(self) -> None:
+        """Save a snapshot that holds everything committed now, durable on return.
+
+        Raises:
+            ResourceExhaustedError, UnavailableError: the disk failed; the older snapshot stays.
+        """
+        while self._snapshot_task is not None:
+            await asyncio.wait([self._snapshot_task])
+        view, index, byte_count = self._committed, self._applied_index, self._bytes_since_snapshot
+        await self._log.save_snapshot(index, snapshot_chunks(view))
+        self._bytes_since_snapshot -= byte_count
+
     def _is_snapshot_due(self) -> bool:
         if self._snapshot_task is not None or self._clock.monotonic() < self._snapshot_not_before:
             return False
