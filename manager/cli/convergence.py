@@ -139,9 +139,9 @@ class Convergence:
                 pass
         return False
 
-    @staticmethod
-    def _monitor(service: Mapping[str, Any]) -> float:
-        nanoseconds = (service["Spec"].get("UpdateConfig") or {}).get("Monitor", 0)
+    def _monitor(self, service: Mapping[str, Any]) -> float:
+        policy = "RollbackConfig" if self._rolling_back else "UpdateConfig"
+        nanoseconds = (service["Spec"].get(policy) or {}).get("Monitor", 0)
         return nanoseconds / SECOND if nanoseconds else MONITOR_SECONDS_DEFAULT
 
     def _look(self, view: View, lines: list[Line]) -> bool:

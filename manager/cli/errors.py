@@ -41,6 +41,10 @@ class DaemonError(SwarmError):
         return self.status == 404  # noqa: PLR2004 -- HTTP's number
 
 
+class OutputClosedError(Exception):
+    """Nobody reads the output any more (`swarm … | head`); there is nobody to tell."""
+
+
 def joined(errors: list[SwarmError]) -> CommandError:
     """Make one error of several, a line each."""
     return CommandError("\n".join(error.message for error in errors))

@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from manager.cli.errors import CommandError
+from manager.cli.errors import CommandError, OutputClosedError
 from manager.cli.program import Console, Entry, LazyGroup
 from proto.errors import SwarmError
 
@@ -122,16 +122,14 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line and give the exit code."""
     try:
         code = program().main(arguments, "swarm", standalone_mode=False)
-        sys.stdout.flush()
     except SwarmError as error:
         return _report(error.message, error.exit_code if isinstance(error, CommandError) else 1)
     except click.ClickException as error:
         return _report(f"{error.format_message()}\n\nRun 'swarm --help' for more information", 125)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:
-        # Python flushes its outputs on exit, which would fail again and print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputClosedError:
+        _discard_output()
         return PIPE_EXIT_CODE
     except Exception as error:  # the top: a bug must not show a traceback to a user
         if os.environ.get("SWARM_DEBUG"):
@@ -145,10 +143,15 @@ def _report(message: str, code: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
     if message:
         sys.stderr.write(message + "\n")
     return code
+
+
+def _discard_output() -> None:
+    """Let what is left of the output go nowhere: flushing it would fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
@@ -157,14 +160,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show a character gets a mark, never a crash.
             stream.reconfigure(errors="replace")
-    code = run()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # Nothing needs Python's orderly end, and it takes as long as a request.
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(run())
 
 
 if __name__ == "__main__":

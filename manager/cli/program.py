@@ -16,7 +16,7 @@ import click
 from typing_extensions import override
 
 from manager.cli import flags as flag_parser
-from manager.cli.errors import CommandError
+from manager.cli.errors import CommandError, OutputClosedError
 from manager.cli.flags import Flag, FlagError, Flags
 from manager.cli.transport import DEFAULT_HOST, Engine
 from proto.clock import SystemClock
@@ -167,7 +167,12 @@ class Command(click.Command):
         found, rest = ctx.meta["arguments"]
         console = ctx.find_object(Console)
         assert console is not None
-        self.spec.run(console, found, rest)
+        try:
+            self.spec.run(console, found, rest)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # Click would take it for its own and choose an exit code.
+            raise OutputClosedError from error
 
 
 def _help_lines(flags: tuple[Flag, ...]) -> list[str]:

@@ -218,7 +218,8 @@ class Engine:
             return CommandError(
                 f"Cannot connect to the swarm daemon at {self.host}. Is swarmd running?"
             )
-        if isinstance(error, OSError) and self._connection is None:
+        is_broken = isinstance(error, (BrokenPipeError, ConnectionResetError))
+        if isinstance(error, OSError) and not is_broken:
             return CommandError(f"Cannot connect to the swarm daemon at {self.host}: {error}")
         detail = str(error) or type(error).__name__
         return CommandError(f"the connection to the swarm daemon at {self.host} broke: {detail}")

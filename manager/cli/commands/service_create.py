@@ -31,9 +31,10 @@ def _create(console: Console, flags: Flags, arguments: list[str]) -> None:
     references = _references(console, flags, ())
     spec = create_spec(flags, image, arguments[1:], references, from_files)
     headers = _auth(flags, image)
-    if not flags.is_on("no-resolve-image"):
-        _pin(console, spec, image, headers)
+    is_pinned = flags.is_on("no-resolve-image") or _pin(console, spec, image, headers)
     answer = console.engine.post("/services/create", spec, headers=headers)
+    if not is_pinned:
+        console.warn(NO_DIGEST_WARNING.format(image=image))
     common.print_warnings(console, answer)
     console.line(answer["ID"])
     if not flags.is_on("detach"):
@@ -54,10 +55,12 @@ def _update(console: Console, flags: Flags, arguments: list[str]) -> None:
     spec = update_spec(service["Spec"], flags, references)
     image = at(spec, "TaskTemplate", "ContainerSpec").get("Image", "")
     headers = _auth(flags, image)
-    if "image" in flags and not flags.is_on("no-resolve-image"):
-        _pin(console, spec, image, headers)
+    needs_pin = "image" in flags and not flags.is_on("no-resolve-image")
+    is_pinned = not needs_pin or _pin(console, spec, image, headers)
     source = {} if headers else {"registryAuthFrom": "spec"}
     answer = put_service(console, service, spec, query=source, headers=headers)
+    if not is_pinned:
+        console.warn(NO_DIGEST_WARNING.format(image=image))
     common.print_warnings(console, answer)
     console.line(reference)
     if not flags.is_on("detach"):
@@ -81,22 +84,25 @@ def _auth(flags: Flags, image: str) -> dict[str, str]:
     return {"X-Registry-Auth": auth_header(parse_reference(image))}
 
 
-def _pin(console: Console, spec: Any, image: str, headers: dict[str, str]) -> None:
-    """Ask the registry (by way of the daemon) for the image's digest and platforms."""
+def _pin(console: Console, spec: Any, image: str, headers: dict[str, str]) -> bool:
+    """Ask the registry (by way of the daemon) for the image's digest and platforms.
+
+    Returns:
+        Whether the spec names a digest, or an image that the manager will refuse anyway.
+    """
     try:
         reference = parse_reference(image)
     except InvalidError:
-        return
+        return True
     if reference.digest:
-        return
+        return True
     try:
         found = console.engine.call(
             "GET", f"/distribution/{quoted(image)}/json", {}, headers=headers
         )
         digest = found["Descriptor"]["digest"]
     except (DaemonError, KeyError, TypeError):
-        console.warn(NO_DIGEST_WARNING.format(image=image))
-        return
+        return False
     container = at(spec, "TaskTemplate", "ContainerSpec")
     container["Image"] = reference._replace(digest=digest).familiar
     platforms = [
@@ -105,6 +111,7 @@ def _pin(console: Console, spec: Any, image: str, headers: dict[str, str]) -> No
     ]
     if platforms:
         at(spec, "TaskTemplate", "Placement")["Platforms"] = platforms
+    return True
 
 
 def _references(console: Console, flags: Flags, removed: Iterable[str]) -> References:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -110,6 +111,7 @@ class FakeEngine(socketserver.ThreadingUnixStreamServer):
         super().__init__(path, Handler)
         self.path = path
         self.requests: list[Request] = []
+        self.errors: list[str] = []
         self.services = load("services")
         self.nodes = load("nodes")
         self.tasks = load("tasks")
@@ -165,6 +167,10 @@ class FakeEngine(socketserver.ThreadingUnixStreamServer):
             return found if found.status != 200 else Reply(None)
 
         return answer
+
+    def handle_error(self, *_arguments: object) -> None:
+        """Keep what went wrong for the end of the test: printed, it would be taken for output."""
+        self.errors.append(traceback.format_exc())
 
     def answer(self, request: Request) -> Reply:
         """Find the route; a test's exact route wins over a pattern."""
@@ -228,7 +234,8 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in reply.headers.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
+        # An empty write would race with a client that has its whole answer and closes.
+        if self.command != "HEAD" and body:
             self.wfile.write(body)
 
     do_GET = do_POST = do_DELETE = do_HEAD = do_PUT = handle_any  # noqa: N815 -- http.server's names
@@ -243,6 +250,7 @@ def engine() -> Iterator[FakeEngine]:
     server.shutdown()
     server.server_close()
     shutil.rmtree(folder)
+    assert server.errors == []
 
 
 class Result(NamedTuple):
