@@ -2,16 +2,19 @@
 
 from scheduler.constraints import Constraint, parse_constraint
 from scheduler.place import Decision, Placement, Refusal, TaskGroup, place
-from scheduler.usage import NodeUsage, Usage
+from scheduler.usage import HostPort, Needs, NodeUsage, Usage, needs_of
 
 __all__ = [
     "Constraint",
     "Decision",
+    "HostPort",
+    "Needs",
     "NodeUsage",
     "Placement",
     "Refusal",
     "TaskGroup",
     "Usage",
+    "needs_of",
     "parse_constraint",
     "place",
 ]

@@ -19,7 +19,7 @@ from proto.errors import InvalidError
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import Node, NodeAvailability, NodeState, TaskSpec
 from scheduler.constraints import Constraint, parse_constraint
-from scheduler.usage import Usage
+from scheduler.usage import HostPort, Usage
 
 
 class TaskGroup(msgspec.Struct, frozen=True):
@@ -28,6 +28,7 @@ class TaskGroup(msgspec.Struct, frozen=True):
     service_id: ServiceID
     spec: TaskSpec
     task_ids: tuple[TaskID, ...]
+    host_ports: tuple[HostPort, ...] = ()
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -49,6 +50,7 @@ Decision = Placement | Refusal
 _NODE_UNAVAILABLE = "is not available for new tasks"
 _NO_RESOURCES = "insufficient resources"
 _NO_CONSTRAINT = "scheduling constraints not satisfied"
+_HOST_PORT_TAKEN = "host-mode port already in use"
 _NO_PLATFORM = "unsupported platform"
 _MAX_REPLICAS = "max replicas per node limit exceed"
 
@@ -64,28 +66,32 @@ class _Candidate:
         self.free_memory_bytes = total.memory_bytes - used.memory_bytes
         self.service_tasks = used.by_service.get(service_id, 0)
         self.all_tasks = used.tasks
+        self.host_ports = set(used.host_ports)
 
     def rank(self) -> tuple[int, int, NodeID]:
         return (self.service_tasks, self.all_tasks, self.node.id)
 
-    def refuses(self, spec: TaskSpec) -> str | None:
+    def refuses(self, group: TaskGroup) -> str | None:
         """Check what changes while the group is placed."""
-        wanted = spec.resources.reservations
+        wanted = group.spec.resources.reservations
         if wanted.nano_cpus > self.free_nano_cpus and wanted.nano_cpus:
             return _NO_RESOURCES
         if wanted.memory_bytes > self.free_memory_bytes and wanted.memory_bytes:
             return _NO_RESOURCES
-        limit = spec.placement.max_replicas_per_node
+        if not self.host_ports.isdisjoint(group.host_ports):
+            return _HOST_PORT_TAKEN
+        limit = group.spec.placement.max_replicas_per_node
         if limit and self.service_tasks >= limit:
             return _MAX_REPLICAS
         return None
 
-    def take(self, spec: TaskSpec) -> None:
-        wanted = spec.resources.reservations
+    def take(self, group: TaskGroup) -> None:
+        wanted = group.spec.resources.reservations
         self.free_nano_cpus -= wanted.nano_cpus
         self.free_memory_bytes -= wanted.memory_bytes
         self.service_tasks += 1
         self.all_tasks += 1
+        self.host_ports.update(group.host_ports)
 
 
 def place(group: TaskGroup, nodes: Sequence[Node], usage: Usage) -> list[Decision]:
@@ -112,23 +118,23 @@ def place(group: TaskGroup, nodes: Sequence[Node], usage: Usage) -> list[Decisio
     heapq.heapify(heap)
     decisions: list[Decision] = []
     for task_id in group.task_ids:
-        chosen = _next_candidate(heap, group.spec, reasons)
+        chosen = _next_candidate(heap, group, reasons)
         if chosen is None:
             decisions.append(Refusal(task_id, _explain(reasons)))
             continue
-        chosen.take(group.spec)
+        chosen.take(group)
         heapq.heappush(heap, (*chosen.rank(), chosen))
         decisions.append(Placement(task_id, chosen.node.id))
     return decisions
 
 
 def _next_candidate(
-    heap: list[tuple[int, int, NodeID, _Candidate]], spec: TaskSpec, reasons: Counter[str]
+    heap: list[tuple[int, int, NodeID, _Candidate]], group: TaskGroup, reasons: Counter[str]
 ) -> _Candidate | None:
     """Pop the best node that still has room; those that have none are dropped for good."""
     while heap:
         candidate = heapq.heappop(heap)[3]
-        reason = candidate.refuses(spec)
+        reason = candidate.refuses(group)
         if reason is None:
             return candidate
         reasons[reason] += 1

@@ -36,6 +36,7 @@ class ServicePlan(msgspec.Struct, frozen=True):
         deleted: tasks whose rows go.
         service: the service with a new update status or a rolled-back spec, if that changes.
         wake_at: when a pass is due though nothing happens (seconds since the epoch), or None.
+        is_short: a task found no node: a pass is due when one becomes freer.
     """
 
     created: tuple[Task, ...] = ()
@@ -43,6 +44,7 @@ class ServicePlan(msgspec.Struct, frozen=True):
     deleted: tuple[Task, ...] = ()
     service: Service | None = None
     wake_at: float | None = None
+    is_short: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -64,6 +66,7 @@ class Draft:
         self._wake_at: float | None = None
         # Slots whose next task is made only when their restart delay is over.
         self.waiting: set[int] = set()
+        self.is_short = False
 
     def tasks(self) -> Iterator[Task]:
         """Iterate over the present tasks in no particular order."""
@@ -155,6 +158,7 @@ class Draft:
             deleted=tuple(before[i] for i in _sorted(before.keys() - after.keys())),
             service=self.service if self.service is not self.state.service else None,
             wake_at=self._wake_at,
+            is_short=self.is_short,
         )
 
 

@@ -27,13 +27,12 @@ from proto.ids import ServiceID
 from proto.objects import (
     Cluster,
     Node,
-    Resources,
     Service,
     ServiceSpecVersion,
     Task,
     spec_version_id,
 )
-from scheduler import Usage
+from scheduler import Needs, Usage, needs_of
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -54,6 +53,7 @@ class Orchestrator:
         self._rng = rng
         self._dirty: dict[ServiceID, None] = {}
         self._wakes: dict[ServiceID, float] = {}
+        self._short: dict[ServiceID, None] = {}
         self._usage: Usage | None = None
 
     async def run(self) -> None:
@@ -88,7 +88,7 @@ class Orchestrator:
 
     def _start_over(self, view: View) -> None:
         """Forget what was derived and derive it from a view."""
-        self._usage = Usage(view.tasks, lambda task: _reservations(self._store.view(), task))
+        self._usage = Usage(view.tasks, lambda task: _needs(self._store.view(), task))
         self._mark_all(view)
 
     def _mark_all(self, view: View) -> None:
@@ -108,7 +108,8 @@ class Orchestrator:
                 old, new = event.old, event.new
                 assert old is None or isinstance(old, Task)
                 assert new is None or isinstance(new, Task)
-                self._usage.apply(old, new)
+                if self._usage.apply(old, new):
+                    self._dirty.update(self._short)
                 self._dirty[changed.service_id] = None
             case Service():
                 self._dirty[changed.id] = None
@@ -145,6 +146,9 @@ class Orchestrator:
         )
         if plan.wake_at is not None:
             self._wakes[service_id] = plan.wake_at
+        self._short.pop(service_id, None)
+        if plan.is_short:
+            self._short[service_id] = None
         for part in split(plan):
             if not await self._store.update(partial(write, plan=part)):
                 log.debug("plan_dropped", service_id=service_id)
@@ -282,9 +286,9 @@ def _delete_specs(tx: Transaction, service_id: ServiceID) -> None:
         tx.delete(ServiceSpecVersion, row.id)
 
 
-def _reservations(view: View, task: Task) -> Resources:
+def _needs(view: View, task: Task) -> Needs:
     row = view.spec_versions.get(spec_version_id(task.service_id, task.spec_version))
-    return row.spec.task.resources.reservations if row is not None else Resources()
+    return needs_of(row.spec) if row is not None else Needs()
 
 
 def _history_limit(view: View) -> int:

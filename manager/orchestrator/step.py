@@ -15,7 +15,7 @@ from manager.orchestrator.replicated import reconcile
 from proto.ids import ServiceID, TaskID
 from proto.objects import Node, NodeAvailability, Task
 from proto.states import Actor, TaskState
-from scheduler import Placement, Refusal, TaskGroup, Usage, place
+from scheduler import Placement, Refusal, TaskGroup, Usage, needs_of, place
 
 
 def step(
@@ -59,10 +59,12 @@ def _schedule(draft: Draft, nodes: Sequence[Node], usage: Usage) -> None:
         if task.status.state is TaskState.PENDING and task.desired_state <= TaskState.RUNNING:
             waiting.setdefault(task.spec_version, {})[task.id] = task
     for spec_version, tasks in sorted(waiting.items()):
+        spec = draft.state.specs[spec_version]
         group = TaskGroup(
             service_id=ServiceID(draft.state.service_id),
-            spec=draft.state.specs[spec_version].task,
+            spec=spec.task,
             task_ids=tuple(tasks),
+            host_ports=needs_of(spec).host_ports,
         )
         for decision in place(group, nodes, usage):
             match decision:
@@ -70,3 +72,4 @@ def _schedule(draft: Draft, nodes: Sequence[Node], usage: Usage) -> None:
                     draft.assign(tasks[decision.task_id], decision.node_id)
                 case Refusal():
                     draft.refuse(tasks[decision.task_id], decision.reason)
+                    draft.is_short = True

@@ -126,7 +126,7 @@ async def fill(directory):
     from raft.format import ENTRY_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES
     from raft.keys import KeyRing
     from raft.single import SingleLog
-    from scheduler import Usage
+    from scheduler import Needs, Usage
 
     rng, clock = random.Random(7), SystemClock()
     keys = KeyRing.create(directory)
@@ -144,7 +144,7 @@ async def fill(directory):
         tx.create(node)
 
     await store.update(begin)
-    usage = Usage((), lambda _task: None)
+    usage = Usage((), lambda _task: Needs())
     written = 0
     propose = log.propose
 

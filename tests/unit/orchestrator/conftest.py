@@ -27,7 +27,7 @@ from proto.objects import (
     UpdateConfig,
 )
 from proto.states import TaskState
-from scheduler import Usage
+from scheduler import Usage, needs_of
 
 
 class World:
@@ -65,7 +65,7 @@ class World:
         """Run one step and apply its plan."""
         usage = Usage(
             self.tasks.values(),
-            lambda task: self.specs[task.spec_version].task.resources.reservations,
+            lambda task: needs_of(self.specs[task.spec_version]),
         )
         plan = step(
             self.state(),

@@ -416,3 +416,14 @@ def test_pause_keeps_what_runs_and_takes_nothing_new(make_world):
 
     assert [t.slot for t in world.running()] == [1]
     assert [t.slot for t in world.wanted()] == [1, 2]
+
+
+def test_a_step_says_that_a_task_found_no_node(make_world):
+    """Such a service is looked at again when a node becomes freer."""
+    world = make_world(replicas=1)
+    assert not world.step().is_short
+
+    world.change(resources=Resources(nano_cpus=100 * 10**9))
+    world.settle()
+
+    assert world.step().is_short

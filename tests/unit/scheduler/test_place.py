@@ -6,6 +6,7 @@ import pytest
 from proto.errors import InvalidError
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import (
+    EndpointSpec,
     Node,
     NodeAvailability,
     NodeDescription,
@@ -15,14 +16,17 @@ from proto.objects import (
     NodeStatus,
     Placement,
     Platform,
+    PortConfig,
+    PortMode,
     ResourceRequirements,
     Resources,
+    ServiceSpec,
     Task,
     TaskSpec,
     TaskStatus,
 )
 from proto.states import TaskState
-from scheduler import Refusal, TaskGroup, Usage, parse_constraint, place
+from scheduler import Needs, Refusal, TaskGroup, Usage, needs_of, parse_constraint, place
 
 
 def node(name, *, cpus=4, availability=NodeAvailability.ACTIVE, state=NodeState.READY, labels=None):
@@ -58,7 +62,7 @@ def running(name, node_id, service="svc"):
 
 def usage(*tasks, resources=None):
     """Count tasks that all reserve the same."""
-    return Usage(tasks, lambda _task: resources or Resources())
+    return Usage(tasks, lambda _task: Needs(resources or Resources()))
 
 
 def test_tasks_spread_over_nodes():
@@ -155,3 +159,39 @@ def test_usage_follows_changes_like_a_full_count():
 
     assert (sums.of(NodeID("a")).tasks, sums.of(NodeID("a")).nano_cpus) == (1, 5)
     sums.check([kept])
+
+
+def test_a_host_port_is_taken_once_per_node():
+    """Of three tasks with one port of the node, two nodes take one each; a taken port counts."""
+    ports = (("tcp", 8080),)
+    taken = Usage([running("x", "c", "other")], lambda _task: Needs(host_ports=ports))
+    waiting = msgspec.structs.replace(group(3), host_ports=ports)
+
+    decisions = place(waiting, [node("a"), node("b"), node("c")], taken)
+
+    assert [d.node_id for d in decisions[:2]] == ["a", "b"]
+    assert decisions[2].reason == "no suitable node (host-mode port already in use on 3 nodes)"
+
+
+def test_needs_name_the_ports_of_the_node_only():
+    """A port of the mesh is no port of the node, nor is one that is chosen later."""
+    ports = (
+        PortConfig(target_port=80, published_port=80),
+        PortConfig(target_port=81, published_port=81, publish_mode=PortMode.HOST, protocol="udp"),
+        PortConfig(target_port=82, publish_mode=PortMode.HOST),
+    )
+
+    needs = needs_of(ServiceSpec(name="web", endpoint=EndpointSpec(ports=ports)))
+
+    assert needs == Needs(host_ports=(("udp", 81),))
+
+
+def test_usage_says_when_something_became_free():
+    """Only the end or removal of a counted task frees something."""
+    task = running("x", "a")
+    sums = usage(task)
+    ended = msgspec.structs.replace(task, status=TaskStatus(state=TaskState.FAILED))
+
+    assert not sums.apply(None, running("y", "a"))
+    assert sums.apply(task, ended)
+    assert not sums.apply(ended, None)
