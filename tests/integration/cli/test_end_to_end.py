@@ -133,3 +133,51 @@ def test_live_tables_equal_the_stock_clients(swarm: Any, service: Callable[..., 
         theirs = swarm.run("docker", *line.split())
         mine = swarm(*line.split())
         assert (theirs.stdout, theirs.returncode) == (mine.stdout, mine.returncode), line
+
+
+def test_images_travel(swarm: Any, tmp_path: Any) -> None:
+    """Save, remove, load: the image is the same; what cannot be written or found is told."""
+    swarm.ok("image", "tag", "bb:1", "copy:2")
+    before = swarm.ok("image", "inspect", "copy:2", "-f", "{{.Id}}")
+    archive = tmp_path / "copy.tar"
+    swarm.ok("image", "save", "-o", str(archive), "copy:2")
+    assert swarm.ok("image", "rm", "copy:2") == "Untagged: copy:2\n"
+    assert swarm("image", "inspect", "copy:2").returncode == 1
+    assert "Loaded image: copy:2\n" in swarm.ok("image", "load", "-i", str(archive))
+    assert swarm.ok("image", "inspect", "copy:2", "-f", "{{.Id}}") == before
+    done = swarm("image", "save", "-o", f"{tmp_path}/no/such/folder", "copy:2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot write" in done.stderr
+    assert "no such file" in swarm("image", "load", "-i", "/nope").stderr
+    assert swarm("image", "prune", stdin="n\n").returncode == 1
+    assert "Total reclaimed space: " in swarm.ok("image", "prune", "-f")
+
+
+def test_a_pull_that_fails_says_so(swarm: Any) -> None:
+    """No registry is there, and the daemon's sentence reaches the user."""
+    done = swarm("image", "pull", "127.0.0.1:1/none:1")
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_locked_manager_is_unlocked_from_a_pipe(swarm: Any, node: Any) -> None:
+    """After a restart commands say what to do; a wrong key is refused, the right one opens."""
+    out = swarm.ok("update", "--autolock=true")
+    key = re.search(r"SWMKEY-1-\S+", out)
+    assert key is not None
+    node.kill_daemon("TERM")
+    node.start_daemon()
+    locked = swarm("node", "ls")
+    assert locked.returncode == 1
+    assert 'Please use "swarm unlock" to unlock it.' in locked.stderr
+    wrong = swarm("unlock", stdin="SWMKEY-1-" + "A" * 43 + "\n")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("Error response from daemon: ")
+    assert swarm.ok("unlock", stdin=key[0] + "\n") == ""
+    deadline = time.monotonic() + 20
+    while swarm("node", "ls").returncode != 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert swarm("unlock").stderr == "Error: swarm is not locked\n"
+    swarm.ok("update", "--autolock=false")
