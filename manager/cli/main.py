@@ -160,7 +160,14 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show a character gets a mark, never a crash.
             stream.reconfigure(errors="replace")
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = PIPE_EXIT_CODE
+    sys.stderr.flush()
+    # Nothing here needs Python's orderly end, which takes 7 ms of a command's 70.
+    os._exit(code)
 
 
 if __name__ == "__main__":
