@@ -1,0 +1,116 @@
+"""How connections are made: grpc's options and credentials, for both ends.
+
+What was tried and not taken, with figures, is in DESIGN.md. `secure_server` is for the whole
+node port: whoever serves something else on it (dispatcher, authority, logs) adds it to the same
+server.
+"""
+
+from __future__ import annotations
+
+import os
+
+from raft.transport.identity import Credentials, CredentialsSource
+from raft.transport.limits import Limits
+
+# Before the library is loaded. It would print to stderr about every stranger that knocks, which
+# fills a disk; what we want to know comes back as errors with a reason, and is logged by us.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+from grpc import aio
+
+Options = list[tuple[str, int | str]]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _common_options(limits: Limits) -> Options:
+    return [
+        ("grpc.max_receive_message_length", limits.received_bytes_max),
+        ("grpc.max_send_message_length", limits.received_bytes_max),
+        # A cut link sends no reset; this finds it. It also sets TCP_USER_TIMEOUT.
+        ("grpc.keepalive_time_ms", _milliseconds(limits.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(limits.keepalive_answer_seconds)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def client_options(limits: Limits, server_name: str) -> Options:
+    """Return the options of a channel to the node with this full name."""
+    return [
+        *_common_options(limits),
+        ("grpc.ssl_target_name_override", server_name),
+        # Each lane a connection of its own; the default would share one among all channels.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Retries are ours, and a proxy in the environment is not meant for this.
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.service_config_disable_resolution", 1),
+    ]
+
+
+def server_options(limits: Limits) -> Options:
+    """Return the options of the node port's server."""
+    return [
+        *_common_options(limits),
+        # Two daemons on one port would otherwise both succeed and share the connections.
+        ("grpc.so_reuseport", 0),
+        # Members ping often, on purpose.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_seconds_max)),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_seconds_max)),
+        ("grpc.max_concurrent_streams", 256),
+    ]
+
+
+def secure_channel(
+    address: str, server_name: str, credentials: Credentials, limits: Limits
+) -> aio.Channel:
+    """Make a channel; it connects with its first call."""
+    return aio.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(
+            root_certificates=credentials.roots_pem,
+            private_key=credentials.key_pem,
+            certificate_chain=credentials.certificate_pem,
+        ),
+        options=client_options(limits, server_name),
+    )
+
+
+def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(credentials.key_pem, credentials.certificate_pem)], credentials.roots_pem
+    )
+
+
+def server_credentials(source: CredentialsSource) -> grpc.ServerCredentials:
+    """Make credentials that ask the source at every handshake and demand a certificate.
+
+    So a renewed certificate, or a changed root, counts from the next handshake on.
+    """
+    last = source()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal last
+        now = source()
+        if now == last:
+            return None
+        configuration = _configuration(now)
+        last = now
+        return configuration
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(last),
+        fetch,  # type: ignore[arg-type]  # None is "as before", says the library's documentation
+        require_client_authentication=True,
+    )
+
+
+def secure_server(limits: Limits) -> aio.Server:
+    """Make a server without services and ports."""
+    return aio.server(options=server_options(limits))

@@ -1,0 +1,230 @@
+"""What peers send us: who may, and where it goes.
+
+The handshake has verified that the peer's certificate comes from our authority. Here the rest is
+checked, when a stream opens and again with each frame, because a stream outlives what was true
+at its start: manager role, our cluster, not expired, a member, and meant for us. A refusal has
+its reason, for the peer and, once a minute, for our log.
+
+A peer has one stream of each kind: a newer one ends the older, which can only be a left-over of a
+connection that broke, and is ended before the newer is accepted, so what it carried comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+
+import msgspec
+import structlog
+from grpc import StatusCode, aio
+from typing_extensions import override
+
+from proto.errors import DeniedError, InvalidError, SwarmError, UnavailableError
+from proto.ids import ClusterID, NodeID
+from proto.v1 import raft_pb2, raft_pb2_grpc
+from raft.transport.identity import Identity, check_manager, read_identity
+from raft.transport.limits import Lane
+from raft.transport.link import LANE_KEY, TO_KEY, Surroundings
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+SNAPSHOT = "snapshot"
+
+OnMessages = Callable[[NodeID, Sequence[bytes]], Awaitable[None] | None]
+"""Takes a frame's messages from a peer whose node ID the certificate proves.
+
+If it returns an awaitable, no more is read from that lane until it is done: so a receiver that
+cannot keep up slows the sender instead of growing. It raises `DeniedError` if a message claims to
+be from somebody else or cannot be read; the stream ends with that reason.
+"""
+
+OnSnapshot = Callable[[NodeID, bytes, AsyncIterator[bytes]], Awaitable[None]]
+"""Takes a snapshot: the peer, the header and the content; having returned, it has it.
+
+The iterator raises `UnavailableError` if the stream is cut: only its normal end is the end.
+A `SwarmError` that it raises is told to the sender.
+"""
+
+
+Context = aio.ServicerContext[object, raft_pb2.Accepted]
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """Whom this node lets in; `is_allowed` knows the members."""
+
+    me: NodeID
+    cluster_id: ClusterID
+    is_allowed: Callable[[NodeID], bool]
+
+    def check(self, peer: Identity, now: float) -> None:
+        """Refuse a peer that may not speak now.
+
+        Args:
+            peer: what its certificate says.
+            now: seconds since the epoch.
+
+        Raises:
+            DeniedError: with the reason.
+        """
+        check_manager(peer, self.cluster_id, now)
+        if not self.is_allowed(peer.node_id):
+            raise DeniedError(f"node {peer.node_id} is no member, or no longer one")
+
+
+class Inbound(raft_pb2_grpc.RaftServicer):
+    """The service: admits peers and hands over what they send."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        around: Surroundings,
+        *,
+        on_messages: OnMessages,
+        on_snapshot: OnSnapshot,
+        on_contact: Callable[[NodeID, bool], None],
+    ) -> None:
+        """Have no streams; `on_contact` is told who was heard, and if a stream was opened."""
+        self._rules = rules
+        self._around = around
+        self._on_messages = on_messages
+        self._on_snapshot = on_snapshot
+        self._on_contact = on_contact
+        self._cuts: dict[tuple[NodeID, str], tuple[asyncio.Event, asyncio.Event]] = {}
+
+    def cut(self, node_id: NodeID) -> None:
+        """End all streams of a peer."""
+        for (owner, _kind), (cut, _gone) in self._cuts.items():
+            if owner == node_id:
+                cut.set()
+
+    @override
+    async def Messages(self, request_iterator: object, context: Context) -> raft_pb2.Accepted:
+        """Take a stream of messages."""
+
+        async def take(peer: Identity) -> None:
+            await context.send_initial_metadata(())
+            self._on_contact(peer.node_id, True)
+            while isinstance(frame := await context.read(), raft_pb2.Frame):
+                self._rules.check(peer, self._around.clock.wall())
+                self._on_contact(peer.node_id, False)
+                slow = self._on_messages(peer.node_id, list(frame.messages))
+                if slow is not None:
+                    await slow
+
+        return await self._serve(context, _lane_of(context), take)
+
+    @override
+    async def Snapshot(self, request_iterator: object, context: Context) -> raft_pb2.Accepted:
+        """Take one snapshot."""
+
+        async def take(peer: Identity) -> None:
+            first = await self._next_chunk(context, peer)
+            await context.send_initial_metadata(())
+            self._on_contact(peer.node_id, True)
+            chunks = self._chunks(context, peer)
+            await self._on_snapshot(peer.node_id, first.header, chunks)
+
+        return await self._serve(context, SNAPSHOT, take)
+
+    async def _serve(
+        self,
+        context: Context,
+        kind: str,
+        take: Callable[[Identity], Coroutine[None, None, None]],
+    ) -> raft_pb2.Accepted:
+        """Admit a peer, let `take` work until it ends or is cut, and tell the peer why."""
+        node_id = "unknown"
+        try:
+            peer = self._admit(context)
+            node_id = peer.node_id
+            if not kind:
+                raise InvalidError("the stream does not say its lane")
+            await self._run_alone((peer.node_id, kind), take(peer))
+        except SwarmError as error:
+            is_denied = isinstance(error, DeniedError)
+            if self._around.throttle.is_due(
+                (node_id, error.message), self._around.clock.monotonic()
+            ):
+                log.warning("raft_peer_refused", peer_id=node_id, reason=error.message)
+            await context.abort(
+                StatusCode.PERMISSION_DENIED if is_denied else StatusCode.FAILED_PRECONDITION,
+                error.message,
+            )
+        return raft_pb2.Accepted()
+
+    async def _run_alone(self, key: tuple[NodeID, str], work: Coroutine[None, None, None]) -> None:
+        """Run `work` when the peer's older stream of this kind has ended; end it when cut."""
+        cut, gone = asyncio.Event(), asyncio.Event()
+        older = self._cuts.get(key)
+        self._cuts[key] = (cut, gone)
+        worker: asyncio.Task[None] | None = None
+        waiter = asyncio.create_task(cut.wait())
+        try:
+            if older is not None:
+                older[0].set()
+                await older[1].wait()
+            worker = asyncio.create_task(work)
+            await asyncio.wait({worker, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            if not worker.done():
+                raise UnavailableError(
+                    "the stream was ended: the peer was removed or opened another"
+                )
+            worker.result()
+        finally:
+            waiter.cancel()
+            if worker is None:
+                work.close()
+            else:
+                worker.cancel()
+                await asyncio.wait({worker})
+            gone.set()
+            if self._cuts.get(key) == (cut, gone):
+                del self._cuts[key]
+
+    def _admit(self, context: Context) -> Identity:
+        """Return who the peer is, if it may speak to us.
+
+        Raises:
+            DeniedError: it may not.
+        """
+        certificates = context.auth_context().get("x509_pem_cert", ())
+        if not certificates:
+            raise DeniedError("a manager has to show a certificate")
+        peer = read_identity(next(iter(certificates)))
+        self._rules.check(peer, self._around.clock.wall())
+        wanted = _metadata(context, TO_KEY)
+        if wanted != self._rules.me:
+            raise DeniedError(f"this is node {self._rules.me}, not {wanted or 'nobody'}")
+        return peer
+
+    async def _next_chunk(self, context: Context, peer: Identity) -> raft_pb2.SnapshotChunk:
+        try:
+            async with asyncio.timeout(self._around.limits.snapshot_stall_seconds_max):
+                chunk = await context.read()
+        except TimeoutError as error:
+            raise UnavailableError(f"the snapshot from node {peer.node_id} stalled") from error
+        if not isinstance(chunk, raft_pb2.SnapshotChunk):
+            raise UnavailableError(f"the snapshot from node {peer.node_id} was cut short")
+        self._rules.check(peer, self._around.clock.wall())
+        self._on_contact(peer.node_id, False)
+        return chunk
+
+    async def _chunks(self, context: Context, peer: Identity) -> AsyncIterator[bytes]:
+        while True:
+            chunk = await self._next_chunk(context, peer)
+            if chunk.data:
+                yield chunk.data
+            if chunk.is_last:
+                return
+
+
+def _metadata(context: Context, key: str) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == key and isinstance(value, str):
+            return value
+    return ""
+
+
+def _lane_of(context: Context) -> str:
+    value = _metadata(context, LANE_KEY)
+    return value if value in {lane.value for lane in Lane} else ""
