@@ -1,0 +1,605 @@
+"""One node from a seed: a daemon that crashes, users, and a machine where things go wrong.
+
+    story     users, crashes and trouble, drawn from the seed; checks after every step
+    recovery  trouble ends, what cannot work is repaired; everything must settle in time
+    idleness  an hour in which nothing may be written and hardly anything may happen
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+import structlog
+
+from manager.controlapi import Control
+from manager.daemon import membership as membership_module
+from manager.daemon.config import DaemonConfig
+from manager.daemon.identity import Identity, write_identity
+from manager.daemon.machine import Machine as MachineFacts
+from manager.daemon.machine import RuntimeFacts
+from manager.daemon.node import SwarmNode
+from manager.orchestrator.loop import Orchestrator
+from manager.store import Store, View
+from proto.errors import SwarmError
+from proto.ids import ClusterID, NodeID
+from proto.objects import Cluster, ClusterSpec, Node, NodeRole, NodeSpec, NodeStatus
+from raft import single
+from raft.keys import Kek, KeyRing
+from raft.single import SingleLog
+
+from . import checks
+from .disk import Disk
+from .loop import LoopClock, VirtualLoop
+from .machine import Machine
+from .user import User, is_troubled, repaired
+
+NODE = NodeID("thenode")
+STEPS_MIN, STEPS_MAX = 10, 25
+RECOVERY_SECONDS_MAX = 900.0
+CALM_SECONDS = 120.0
+IDLE_SECONDS = 3600.0
+# Turns of the loop in an idle hour; each health check of a task takes a few more.
+IDLE_TURNS_MAX = 40
+TURNS_PER_CHECK = 12
+CHECKS_PER_HOUR = IDLE_SECONDS / 5.0
+TRACE_LINES = 30
+# What supervisors log when they met a bug.
+BUGS = frozenset(
+    {
+        "agent_crashed_again",
+        "component_failed",
+        "instruction_crashed",
+        "session_crashed",
+        "task_abandoned",
+        "task_work_crashed",
+    }
+)
+_FACTS = MachineFacts(
+    hostname="host1",
+    kernel="6.1",
+    architecture="x86_64",
+    operating_system="Linux",
+    cpus=4,
+    memory_bytes=8 << 30,
+    version="1",
+)
+_RUNTIME_FACTS = RuntimeFacts(name="sim", path="", cgroup_version="2")
+
+
+class SimulationError(AssertionError):
+    """Something that must hold did not; the text has the seed and the end of the trace."""
+
+
+class KilledError(Exception):
+    """The daemon died before it answered."""
+
+
+class Simulation:
+    """A node and its world."""
+
+    def __init__(self, seed: int, root: Path, loop: VirtualLoop) -> None:
+        self.seed = seed
+        self.loop = loop
+        self.clock = LoopClock(loop)
+        self.rng = random.Random(f"{seed}/story")
+        self.trace: list[tuple[float, str, dict[str, Any]]] = []
+        self.machine = Machine(self.clock, random.Random(f"{seed}/machine"), root)
+        self.disk = Disk(random.Random(f"{seed}/disk"))
+        self.user = User(random.Random(f"{seed}/user"))
+        self.config = DaemonConfig(state_dir=root)
+        self.unlock_keys: list[str] = []
+        self.ended: Counter[Any] = Counter()
+        self.node: SwarmNode | None = None
+        self.store: Store | None = None
+        self.outcomes: Counter[str] = Counter()
+        self._orchestrators: list[Orchestrator] = []
+        self._possible: list[View] = []
+        self._program = 0
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._slots: dict[tuple[str, str], str] = {}
+        self.machine.runtime.on_start = self._check_slot
+
+    # --- the trace ---
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Write what the world does into the trace."""
+        self.trace.append((self.loop.time(), "* " + event, fields))
+
+    def log(self, _logger: Any, method: str, event: dict[str, Any]) -> Any:
+        """Take what the product logs into the trace."""
+        if self.loop.is_dead():
+            raise structlog.DropEvent
+        name = event.pop("event")
+        if event.get("exc_info"):
+            error = event.pop("exc_info")
+            error = error if isinstance(error, BaseException) else sys.exc_info()[1]
+            event["error"] = "".join(traceback.format_exception(error))
+        if name in BUGS:
+            self.violate(f"{name}: {_shown(event)}")
+        self.trace.append((self.loop.time(), f"{method[0]} {name}", event))
+        raise structlog.DropEvent
+
+    def lines(self, count: int | None = None) -> list[str]:
+        """Render the trace, or its last lines."""
+        chosen = self.trace if count is None else self.trace[-count:]
+        root = str(self.machine.root)
+        return [f"{t:10.4f} {name} {_shown(f)}".replace(root, "<root>") for t, name, f in chosen]
+
+    def violate(self, what: str) -> None:
+        """Note what must not happen; the next check ends the run."""
+        self.note("VIOLATION", what=what)
+        self.machine.violations.append(what)
+
+    # --- the daemon ---
+
+    async def found(self) -> None:
+        """Lay a new cluster on the disk."""
+        rng = random.Random(f"{self.seed}/cluster")
+        files, directory = self.disk.files, self.config.raft_dir
+        keys = KeyRing.create(directory, rng.randbytes, files=files)
+        log = SingleLog.open(directory, keys, files=files, rng_bytes=rng.randbytes)
+        store = Store.open(log, self.clock)
+
+        def write(tx: Any) -> None:
+            tx.create(Cluster(id=ClusterID("thecluster"), spec=ClusterSpec()))
+            spec, status = NodeSpec(role=NodeRole.MANAGER), NodeStatus(addr="10.0.0.1")
+            tx.create(Node(id=NODE, spec=spec, status=status, role=NodeRole.MANAGER))
+
+        await store.update(write)
+        await store.close()
+        await log.close()
+        keys.close()
+        self._possible = [store.view()]
+        identity = Identity(
+            node_id=NODE,
+            cluster_id=ClusterID("thecluster"),
+            role="manager",
+            advertise_addr="10.0.0.1:2377",
+            listen_addr="0.0.0.0:2377",
+        )
+        write_identity(self.config.identity_file, identity)
+
+    async def start(self) -> None:
+        """Start the daemon, and compare what it restored."""
+        assert self.node is None
+        self._program += 1
+        self.note("start", program=self._program)
+        started: asyncio.Future[None] = self.loop.create_future()
+
+        async def main() -> None:
+            node = SwarmNode(
+                self.config,
+                _FACTS,
+                images=self.machine.images,
+                runtime=self.machine.runtime,
+                runtime_facts=_RUNTIME_FACTS,
+                network=self.machine.network,
+                clock=self.clock,
+                rng=random.Random(f"{self.seed}/daemon/{self._program}"),
+                files=self.disk.files,
+            )
+            await node.start()
+            self.node = node
+            self._look()
+            started.set_result(None)
+
+        await asyncio.gather(self.loop.start(self._program, main))
+        await started
+        assert self.node is not None
+        if self.node.state == "error":
+            self.violate(f"the daemon did not start: {self.node._error}")
+
+    def _look(self) -> None:
+        """Begin to watch the store, if the node leads."""
+        assert self.node is not None
+        membership = self.node._membership
+        if membership is None or membership.store is self.store:
+            return
+        self.store = membership.store
+        wrong = checks.restored(self.store.view(), self._possible)
+        if wrong is not None:
+            self.violate(f"after a restart {wrong}")
+        self.store._watches.insert(
+            0, checks.Spy(self.machine.violations, self.unlock_keys, self.ended)
+        )
+
+    def kill(self, *, is_power_lost: bool = False) -> None:
+        """Let the daemon end at this very moment."""
+        self.note("kill", program=self._program, is_power_lost=is_power_lost)
+        if self.store is not None:
+            self._possible = [self.store.view(), *(p.view for p in self.store._line)]
+        self.loop.kill(self._program)
+        database = self._database()
+        self.node, self.store = None, None
+        self._orchestrators.clear()
+        if database is not None:
+            database.close()
+        self.disk.crash(is_power_lost=is_power_lost)
+        self.machine.crash()
+        for call in self._calls:
+            if not call.done():
+                call.set_exception(KilledError())
+
+    def _database(self) -> Any:
+        agent = None if self.node is None else self.node._agent
+        return None if agent is None else agent._db
+
+    async def stop(self) -> None:
+        """End the daemon in an orderly way."""
+        self.note("stop", program=self._program)
+        node, store = self.node, self.store
+        assert node is not None
+        await asyncio.gather(self.loop.start(self._program, node.close))
+        if store is not None:
+            self._possible = [store.view()]
+        self.loop.kill(self._program)
+        self.node, self.store = None, None
+        self._orchestrators.clear()
+        self.disk.crash(is_power_lost=self.rng.random() < 0.5)
+        for call in self._calls:
+            if not call.done():
+                call.set_exception(KilledError())
+
+    async def call(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        """Let the daemon do something, as a request of its API; wait for its answer."""
+        outcome: asyncio.Future[Any] = self.loop.create_future()
+
+        async def work() -> None:
+            try:
+                result = await operation()
+            except (SwarmError, AssertionError) as error:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(result)
+
+        self._calls.add(outcome)
+        self.loop.start(self._program, work)
+        try:
+            return await outcome
+        finally:
+            self._calls.discard(outcome)
+
+    async def ask(self, name: str, operation: Callable[[Control], Awaitable[Any]]) -> str:
+        """Send a user's operation; return what became of it."""
+        node = self.node
+        if node is None:
+            return "nobody there"
+        self.note("ask", what=name)
+
+        async def work() -> Any:
+            return await operation(node.control())
+
+        try:
+            await self.call(work)
+        except SwarmError as error:
+            outcome = type(error).__name__
+        except KilledError:
+            outcome = "killed"
+        except AssertionError as error:
+            self.violate(f"{name} was acknowledged, but is not there: {error}")
+            outcome = "violation"
+        else:
+            outcome = "done"
+        self.note("answer", what=name, outcome=outcome)
+        self.outcomes[outcome] += 1
+        return outcome
+
+    # --- the story ---
+
+    async def play(self) -> None:
+        """Run the whole."""
+        await self.found()
+        await self.start()
+        for _ in range(self.rng.randint(STEPS_MIN, STEPS_MAX)):
+            await self._step()
+            self.check()
+        await self._recover()
+        self.check()
+        await self._idle()
+        self.check()
+
+    async def _step(self) -> None:
+        kinds = {
+            self._ask: 55,
+            self._rest: 12,
+            self._crash: 8,
+            self._restart: 3,
+            self._reboot: 2,
+            self._lock_out: 2,
+            self._fill_disk: 3,
+            self._slow_disk: 2,
+            self._end_one: 8,
+        }
+        step = self.rng.choices(tuple(kinds), tuple(kinds.values()))[0]
+        await step()
+        if self.rng.random() < 0.6:
+            await asyncio.sleep(self.rng.choice((0.01, 1.0, 1.0, 10.0)) * self.rng.random())
+
+    async def _ask(self) -> None:
+        name, operation = self.user.draw()
+        request = asyncio.ensure_future(self.ask(name, operation))
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+        if self.rng.random() < 0.7:
+            await request
+
+    async def _rest(self) -> None:
+        await asyncio.sleep(self.rng.uniform(1.0, 40.0))
+
+    async def _crash(self) -> None:
+        # Small steps, so that a crash often meets a transaction or an instruction half done.
+        for _ in range(self.rng.randint(0, 60)):
+            await asyncio.sleep(self.rng.choice((0.0, 0.0001, 0.001, 0.01)))
+        self.kill(is_power_lost=self.rng.random() < 0.4)
+        if self.rng.random() < 0.15:
+            self.note("the worker's database is lost")
+            for path in sorted(self.config.worker_dir.glob("worker.db*")):
+                path.unlink()
+        await self._come_back()
+
+    async def _reboot(self) -> None:
+        self.kill(is_power_lost=True)
+        self.note("reboot")
+        self.machine.reboot()
+        await self._come_back()
+
+    async def _come_back(self) -> None:
+        if self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.uniform(0.0, 30.0))
+        await self.start()
+        await self._unlock()
+
+    async def _restart(self) -> None:
+        await self.stop()
+        await self._come_back()
+
+    async def _lock_out(self) -> None:
+        """Turn autolock on, restart, and let nobody unlock the manager for a while."""
+
+        async def lock(control: Control) -> None:
+            cluster = control.cluster()
+            spec = msgspec.structs.replace(cluster.spec, auto_lock_managers=True)
+            await control.update_cluster(cluster.version, spec)
+
+        await self.ask("autolock on", lock)
+        self.kill()
+        await asyncio.sleep(self.rng.uniform(0.0, 5.0))
+        await self.start()
+        await asyncio.sleep(self.rng.uniform(0.0, 60.0))
+        await self._unlock()
+
+        async def unlock(control: Control) -> None:
+            cluster = control.cluster()
+            spec = msgspec.structs.replace(cluster.spec, auto_lock_managers=False)
+            await control.update_cluster(cluster.version, spec)
+
+        if self.rng.random() < 0.7:
+            await self.ask("autolock off", unlock)
+
+    async def _unlock(self) -> None:
+        """Give the newest key that opens the manager."""
+        node = self.node
+        assert node is not None
+        if node.state != "locked":
+            return
+        for key in reversed(self.unlock_keys):
+
+            async def unlock(key: str = key) -> None:
+                await node.swarm_unlock(key)
+                self._look()
+
+            try:
+                await self.call(unlock)
+            except SwarmError as error:
+                self.note("unlock failed", error=error.message)
+            else:
+                self.note("unlocked")
+                return
+        self.violate("no key that was ever in force unlocks the manager")
+
+    async def _fill_disk(self) -> None:
+        room_bytes = self.rng.randint(0, 3000)
+        self.note("disk full", room_bytes=room_bytes)
+        self.disk.limit(room_bytes)
+        for _ in range(self.rng.randint(1, 4)):
+            await self._ask()
+            await asyncio.sleep(self.rng.uniform(0.0, 5.0))
+        if self.rng.random() < 0.3:
+            self.kill(is_power_lost=self.rng.random() < 0.5)
+            await self._come_back()
+        self.note("disk has room")
+        self.disk.limit(None)
+
+    async def _slow_disk(self) -> None:
+        self.disk.slow_seconds = self.rng.uniform(0.01, 2.0)
+        for _ in range(self.rng.randint(1, 4)):
+            await self._ask()
+        self.disk.slow_seconds = 0.0
+
+    async def _end_one(self) -> None:
+        running = sorted(self.machine.runtime.running())
+        if running:
+            container_id = self.rng.choice(running)
+            self.note("process ends", container=container_id[:12])
+            self.machine.runtime.end(container_id, self.rng.choice((0, 1)))
+
+    # --- checks ---
+
+    def _check_slot(self, config: Any) -> None:
+        """See that a process is the only one of its slot, unless the service starts first."""
+        service_id = config.labels["com.docker.swarm.service.id"]
+        slot = config.labels["com.docker.swarm.task.name"].split(".")[1]
+        others = [
+            other
+            for other in self.machine.runtime.running().values()
+            if other.id != config.id
+            and other.labels["com.docker.swarm.service.id"] == service_id
+            and other.labels["com.docker.swarm.task.name"].split(".")[1] == slot
+        ]
+        if others and not self._is_start_first(service_id):
+            names = [o.labels["com.docker.swarm.task.name"] for o in (config, *others)]
+            self.violate(f"two processes of a slot run: {' and '.join(names)}")
+
+    def _is_start_first(self, service_id: str) -> bool:
+        """Tell whether one version of the service, past ones included, starts first."""
+        if self.store is None:
+            return True
+        view = self.store.view()
+        service = view.services.get(service_id)
+        specs = [row.spec for row in view.spec_versions.find("service_id", service_id)]
+        if service is not None:
+            specs += [s for s in (service.spec, service.previous_spec) if s is not None]
+        configs = [c for spec in specs for c in (spec.update, spec.rollback)]
+        return any(config is not None and config.order == "start-first" for config in configs)
+
+    def check(self) -> None:
+        """Raise what was found, and look at what can be looked at now."""
+        if self.store is not None:
+            self.store.check()
+            if self.node is not None and self.node._agent is not None:
+                self.node._agent._table.check()
+            self.machine.network.check("meanwhile") if self._is_attentive() else None
+            for orchestrator in self._orchestrators:
+                self._check_usage(orchestrator)
+        if self.machine.violations:
+            raise SimulationError("; ".join(self.machine.violations))
+
+    def _is_attentive(self) -> bool:
+        """Tell whether the daemon has had the time to see what happened to containers."""
+        return self.machine.rng is not None and not self.machine.is_rough
+
+    def _check_usage(self, orchestrator: Orchestrator) -> None:
+        """Compare the usage with a full count, when all events have been taken in."""
+        usage = orchestrator._usage
+        store = orchestrator._store
+        if usage is None or store is not self.store:
+            return
+        queued = [w for w in store._watches if getattr(w, "_batches", None)]
+        if not queued:
+            usage.check(store.view().tasks)
+
+    async def _recover(self) -> None:
+        """End all trouble; everything has to settle."""
+        self.note("recovery")
+        self.disk.limit(None)
+        self.machine.is_rough = False
+        if self._requests:
+            await asyncio.wait(self._requests)
+        await self._unlock()
+        await asyncio.sleep(30.0)  # old statuses and retries may still be under way
+        assert self.store is not None
+        for service in sorted(self.store.view().services, key=lambda s: s.spec.name):
+            if is_troubled(service) or self.rng.random() < 0.3:
+                outcome = "SequenceConflictError"
+                while outcome == "SequenceConflictError":
+                    outcome = await self.ask(
+                        f"repair {service.spec.name}", lambda c, s=service: repaired(c, s)
+                    )
+                if outcome != "done":
+                    self.violate(f"service {service.spec.name} cannot be repaired: {outcome}")
+        deadline = self.loop.time() + RECOVERY_SECONDS_MAX
+        while wrong := self._unsettled():
+            self.check()
+            if self.loop.time() > deadline:
+                raise SimulationError("it never settled: " + "; ".join(wrong))
+            await asyncio.sleep(5.0)
+        self.note("settled")
+        await asyncio.sleep(CALM_SECONDS)
+        wrong = self._unsettled()
+        if wrong:
+            raise SimulationError("it did not stay settled: " + "; ".join(wrong))
+
+    def _unsettled(self) -> list[str]:
+        assert self.store is not None
+        view = self.store.view()
+        return checks.unsettled(view, self.ended) + checks.leftovers(view, self.machine)
+
+    async def _idle(self) -> None:
+        """Let an hour pass; nobody has anything to do."""
+        assert self.store is not None
+        before, operations = self.store.applied_index, self.disk.files.operations
+        turns = self.loop.turns
+        await asyncio.sleep(IDLE_SECONDS)
+        view = self.store.view()
+        if self.store.applied_index != before or self.disk.files.operations != operations:
+            raise SimulationError("something was written in an idle hour")
+        checked = sum(
+            view.spec_versions.get(f"{t.service_id}.{t.spec_version}").spec.task.container.healthcheck  # noqa: E501
+            is not None
+            for t in view.tasks
+        )
+        allowed = IDLE_TURNS_MAX + checked * CHECKS_PER_HOUR * TURNS_PER_CHECK
+        if self.loop.turns - turns > allowed:
+            raise SimulationError(
+                f"the loop turned {self.loop.turns - turns} times in an idle hour, "
+                f"allowed are {allowed:.0f}"
+            )
+        stored = {t.id for t in view.tasks if t.node_id}
+        held = {assignment.task.id for assignment, _ in self._database().load()}
+        if stored != held:
+            raise SimulationError(f"the worker's database differs by {stored ^ held}")
+
+
+def _shown(fields: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in fields.items())
+
+
+@contextmanager
+def _installed(simulation: Simulation) -> Iterator[None]:
+    """Put the simulated parts where the product makes its own, and take its log."""
+    before = structlog.get_config()
+    structlog.configure(processors=[simulation.log], cache_logger_on_first_use=False)
+
+    def orchestrator(*args: Any, **kwargs: Any) -> Orchestrator:
+        made = Orchestrator(*args, **kwargs)
+        simulation._orchestrators.append(made)
+        return made
+
+    try:
+        with (
+            mock.patch.object(single, "Lane", simulation.disk.lane),
+            mock.patch.object(membership_module, "Orchestrator", orchestrator),
+        ):
+            yield
+    finally:
+        structlog.configure(**before)
+
+
+def simulate(seed: int, root: Path) -> Simulation:
+    """Play a seed's story to its end.
+
+    Raises:
+        SimulationError: with the seed and the last lines of the trace.
+    """
+    loop = VirtualLoop()
+    simulation = Simulation(seed, root, loop)
+
+    async def main() -> None:
+        try:
+            await simulation.play()
+        finally:
+            if simulation.node is not None:
+                simulation.kill()
+            loop.bury()
+
+    with _installed(simulation):
+        try:
+            loop.run_until_complete(main())
+        except Exception as error:
+            trace = "\n".join(simulation.lines(TRACE_LINES))
+            message = f"seed {seed}: {error or type(error).__name__}\n{trace}"
+            raise SimulationError(message) from error
+        finally:
+            loop.close()
+    return simulation
