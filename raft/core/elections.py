@@ -21,10 +21,21 @@ class Elections(CoreState):
         self._elapsed += 1
         if self._elapsed >= self._timeout:
             # A disk that hangs could not store our own vote either.
-            if self._is_voter and not self._is_store_overdue():
+            if self._can_stand() and not self._is_store_overdue():
                 self._start_election()
             else:
                 self._draw_timeout()
+
+    def _can_stand(self) -> bool:
+        """Whether we may have to lead.
+
+        A voter may, and also one whose removal is in its log and not known to be committed: it may
+        be the only one that has this entry, and then no other can win the votes that are needed.
+        """
+        if self._is_voter:
+            return True
+        log = self.log
+        return log.membership_index > log.commit and self.id in log.membership_before.voters
 
     def _is_store_overdue(self) -> bool:
         """Whether the caller has not reported something as durable for too long."""
@@ -51,7 +62,7 @@ class Elections(CoreState):
         The log's end that they name is durable by then too: a candidate that forgot part of its
         log must not win with votes that were given to the longer one.
         """
-        if not self._is_voter:
+        if not self._can_stand():
             raise InvariantViolationError(f"member {self.id} has no vote and stands in an election")
         self.role = Role.CANDIDATE
         self.leader = NOBODY
@@ -134,5 +145,5 @@ class Elections(CoreState):
 
     def _on_timeout_now(self, message: TimeoutNow) -> None:
         """The leader hands over: no need to ask first, or to wait for its lease."""
-        if self._is_voter and self.role is not Role.LEADER and message.term == self.term:
+        if self._can_stand() and self.role is not Role.LEADER and message.term == self.term:
             self._stand(is_forced=True)

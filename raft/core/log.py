@@ -63,12 +63,10 @@ class Log:
             # The first entry serves as the boundary: its term is known, its data not needed.
             self.start = self.last = entries.first
             self._run_starts, self._run_terms = [entries.first], [entries.terms[0][1]]
-            data = entries.data[1:]
-            first = entries.first + 1
-            later = tuple(run for run in entries.terms if run[0] > first)
-            kept = Entries(first, data, ((first, entries.term(first)), *later), entries.changes)
+            kept = _from(entries, entries.first + 1)
+        # As of the boundary the membership is not known; nobody asks for it before the snapshot.
+        self._memberships = [(self.start, snapshot.membership)]
         self._extend(kept)
-        self._memberships[1:] = [each for each in self._memberships[1:] if each[0] > snapshot.index]
 
     @property
     def membership(self) -> Membership:
@@ -79,6 +77,11 @@ class Log:
     def membership_index(self) -> int:
         """The entry that brought it."""
         return self._memberships[-1][0]
+
+    @property
+    def membership_before(self) -> Membership:
+        """The one before the newest: what counts again if the newest is cut."""
+        return self._memberships[-2 if len(self._memberships) > 1 else -1][1]
 
     @property
     def last_term(self) -> int:
@@ -262,11 +265,11 @@ class Log:
             raise InvariantViolationError(
                 f"a snapshot of {snapshot.index}, but {self.delivered} was the last to apply"
             )
-        while len(self._memberships) > 1 and self._memberships[1][0] <= snapshot.index:
-            self._memberships.pop(0)
         start = max(self.start, snapshot.index - entries_kept)
         if start == self.start:
             return
+        while len(self._memberships) > 1 and self._memberships[1][0] <= start:
+            self._memberships.pop(0)
         term = self.term(start)
         dropped = start - self.start
         del self._data[:dropped]

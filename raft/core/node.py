@@ -166,7 +166,7 @@ class Core(Changing):
 
     def campaign(self) -> None:
         """Start an election now, as if no leader had been heard for too long."""
-        if self._is_voter and self.role is not Role.LEADER:
+        if self._can_stand() and self.role is not Role.LEADER:
             self._start_election()
 
     def persisted(self, number: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from typing import ClassVar
 
 from proto.errors import InvariantViolationError
 from raft.core.config import Config
@@ -57,7 +58,7 @@ class CoreState:
         snapshot: the newest durable one, offered to peers that lag behind the log.
     """
 
-    _log_class: type[Log] = Log
+    _log_class: ClassVar[type[Log]] = Log
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""A deterministic simulator of a Raft group; see `README.md`."""

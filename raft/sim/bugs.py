@@ -1,0 +1,148 @@
+"""Known mistakes, planted one at a time: the simulator is only worth what it catches.
+
+Production code has no switch for any of them: each is a subclass that overrides one small method.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from typing_extensions import override
+
+from raft.core import Core, Entries, RaftID, Refused, Snapshot
+from raft.core.log import Log
+from raft.core.messages import AppendReply, Message, PreVote, Vote, VoteReply
+from raft.core.values import Role
+
+
+class _TruncatingLog(Log):
+    __slots__ = ()
+
+    @override
+    def _first_difference(self, entries: Entries, last: int) -> int:
+        return min(entries.first, last + 1)
+
+
+class UnconditionalTruncation(Core):
+    """Cuts whatever follows the place that matched, also if it is the same."""
+
+    _log_class: ClassVar[type[Log]] = _TruncatingLog
+
+
+class NoUpToDateCheck(Core):
+    """Votes for candidates that lack entries."""
+
+    @override
+    def _is_up_to_date(self, message: PreVote | Vote) -> bool:
+        return True
+
+
+class DoubleVote(Core):
+    """Votes for everybody who asks."""
+
+    @override
+    def _may_vote(self, candidate: RaftID) -> bool:
+        return True
+
+
+class CommitOldTermByCounting(Core):
+    """Commits an older term's entry as soon as a majority has it (Figure 8 of the paper)."""
+
+    @override
+    def _may_commit(self, index: int) -> bool:
+        return True
+
+
+class AcknowledgeBeforePersist(Core):
+    """Acknowledges entries before they are durable."""
+
+    @override
+    def _promise(self, message: Message) -> None:
+        if isinstance(message, AppendReply):
+            self._messages.append(message)
+        else:
+            super()._promise(message)
+
+
+class VoteBeforePersist(Core):
+    """Gives its vote away before it is durable."""
+
+    @override
+    def _promise(self, message: Message) -> None:
+        if isinstance(message, VoteReply):
+            self._messages.append(message)
+        else:
+            super()._promise(message)
+
+
+class NoPreVote(Core):
+    """Stands in elections without asking first."""
+
+    @override
+    def _start_election(self) -> None:
+        self._stand(is_forced=False)
+
+
+class StaleReplyCounted(Core):
+    """Counts answers to what it asked in an older term."""
+
+    @override
+    def _takes_older(self, message: Message) -> bool:
+        return isinstance(message, AppendReply | VoteReply) or super()._takes_older(message)
+
+
+class SnapshotWithoutMatch(Core):
+    """Takes a snapshot's index for agreement with its own entries up to there."""
+
+    @override
+    def _is_snapshot_in_log(self, snapshot: Snapshot) -> bool:
+        return self.log.last >= snapshot.index
+
+
+class ConcurrentChanges(Core):
+    """Begins the next change before the former is committed."""
+
+    @override
+    def _pending_refusal(self) -> Refused | None:
+        return None
+
+
+class LeaseAfterPartition(Core):
+    """Serves reads as long as it thinks that it leads."""
+
+    @override
+    def _has_lease(self) -> bool:
+        return self.role is Role.LEADER
+
+
+class LeaseAfterHandOver(Core):
+    """Keeps its lease although it told another to start an election."""
+
+    @override
+    def _has_lease(self) -> bool:
+        return self.role is Role.LEADER and self.clock < self._lease_until
+
+
+class ChangeBeforeOwnCommit(Core):
+    """Changes the membership before it has committed anything in its term."""
+
+    @override
+    def _own_term_refusal(self) -> Refused | None:
+        return None
+
+
+BUGS: dict[str, type[Core]] = {
+    "unconditional-truncation": UnconditionalTruncation,
+    "no-up-to-date-check": NoUpToDateCheck,
+    "double-vote": DoubleVote,
+    "commit-old-term-by-counting": CommitOldTermByCounting,
+    "acknowledge-before-persist": AcknowledgeBeforePersist,
+    "vote-before-persist": VoteBeforePersist,
+    "no-pre-vote": NoPreVote,
+    "stale-reply-counted": StaleReplyCounted,
+    "snapshot-without-match": SnapshotWithoutMatch,
+    "concurrent-changes": ConcurrentChanges,
+    "lease-after-partition": LeaseAfterPartition,
+    "lease-after-hand-over": LeaseAfterHandOver,
+    "change-before-own-commit": ChangeBeforeOwnCommit,
+}

@@ -1,0 +1,92 @@
+"""A member's disk in the simulator: what is durable, and what a crash leaves of the rest.
+
+A Ready is written in the order that its docstring gives. A sync under way when the power goes may
+have stored any beginning of what it was given; nothing that was not given to it yet survives.
+"""
+
+from __future__ import annotations
+
+import random
+
+from raft.core import Entries, HardState, Ready, Snapshot
+
+
+class Disk:
+    """Durable state; entries are kept one by one, the slow and obvious way.
+
+    Attributes:
+        hard_state: as last stored.
+        snapshot: the newest.
+        first: the index of the first entry.
+        log: (term, data, whether it changes the membership) of each.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.hard_state = HardState()
+        self.snapshot = Snapshot()
+        self.first = 1
+        self.log: list[tuple[int, bytes, bool]] = []
+
+    @property
+    def last(self) -> int:
+        """The index of the last entry."""
+        return self.first + len(self.log) - 1
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether an entry is durable, itself or in a snapshot."""
+        if index <= self.snapshot.index:
+            return True
+        return self.first <= index <= self.last and self.log[index - self.first][0] == term
+
+    def store(self, ready: Ready) -> None:
+        """Store a whole Ready."""
+        if ready.snapshot is not None:
+            self._install(ready.snapshot)
+        if ready.hard_state is not None:
+            self.hard_state = ready.hard_state
+        if ready.entries is not None:
+            self._append(ready.entries, len(ready.entries.data))
+
+    def tear(self, ready: Ready, rng: random.Random) -> None:
+        """Store some beginning of a Ready."""
+        if ready.snapshot is not None and rng.random() < 0.5:  # noqa: PLR2004 -- a coin
+            return
+        if ready.snapshot is not None:
+            self._install(ready.snapshot)
+        if ready.hard_state is not None and rng.random() < 0.5:  # noqa: PLR2004 -- a coin
+            self.hard_state = ready.hard_state
+            if ready.entries is not None:
+                self._append(ready.entries, int(rng.random() * (len(ready.entries.data) + 1)))
+
+    def keep_snapshot(self, snapshot: Snapshot, start: int) -> None:
+        """A snapshot was taken here; entries up to `start` go."""
+        self.snapshot = snapshot
+        dropped = start + 1 - self.first
+        if dropped > 0:
+            del self.log[:dropped]
+            self.first += dropped
+
+    def entries(self) -> Entries | None:
+        """Return the stored entries, as a restart reads them."""
+        if not self.log:
+            return None
+        runs: list[tuple[int, int]] = []
+        changes: list[int] = []
+        for index, (term, _, is_change) in enumerate(self.log, self.first):
+            if not runs or runs[-1][1] != term:
+                runs.append((index, term))
+            if is_change:
+                changes.append(index)
+        return Entries(self.first, [each[1] for each in self.log], tuple(runs), tuple(changes))
+
+    def _install(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.first = snapshot.index + 1
+        self.log = []
+
+    def _append(self, entries: Entries, count: int) -> None:
+        assert self.first <= entries.first <= self.last + 1, "a gap in what is to be stored"
+        del self.log[entries.first - self.first :]
+        for index, data in enumerate(entries.data[:count], entries.first):
+            self.log.append((entries.term(index), data, index in entries.changes))

@@ -1,0 +1,264 @@
+"""The faults that a scenario chooses from, and the check that nobody disturbs a good leader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raft.core import AddLearner, Change, Core, Demote, Promote, RaftID, Readdress, Remove
+from raft.sim.checks import Failure
+from raft.sim.host import DOOMS, Host
+
+if TYPE_CHECKING:
+    from raft.sim.world import World
+
+
+class Faults:
+    """Acts on a world; every public method without arguments is a fault."""
+
+    def __init__(self, world: World) -> None:
+        """Prepare the scenario's choice."""
+        self._world = world
+        self._is_over = False
+        self._choice: list[Callable[[], None]] = []
+        for name, weight in world.scenario.faults:
+            self._choice += [getattr(self, name)] * weight
+
+    def start(self) -> None:
+        """Begin to make trouble."""
+        if self._choice:
+            self._world.after(self._pause(), self._next, None)
+
+    def _pause(self) -> float:
+        return self._world.scenario.fault_time * (0.3 + 1.4 * self._world.random())
+
+    def _next(self, _: None) -> None:
+        if self._is_over:
+            return
+        world = self._world
+        fault = self._choice[int(world.random() * len(self._choice))]
+        world.note("fault", fault.__name__)
+        fault()
+        world.after(self._pause(), self._next, None)
+
+    def heal_all(self) -> None:
+        """End all trouble."""
+        self._is_over = True
+        self._world.note("healed")
+        self.heal()
+        for host in self._world.hosts.values():
+            host.doom = ""
+            host.unstick()
+            if host.core is None and host.incarnation:
+                host.start()
+
+    # Choices.
+
+    def _one(self) -> Host | None:
+        return self._world.choose_host(leader=False)
+
+    def _leader(self) -> Host | None:
+        leaders = self._world.leaders()
+        return leaders[0] if leaders else None
+
+    def _isolate(self, host: Host | None) -> None:
+        if host is not None:
+            others = [number for number in self._world.hosts if number != host.id]
+            self._world.network.split([host.id], others)
+
+    def _isolate_unless_over(self, host: Host) -> None:
+        if not self._is_over:
+            self._isolate(host)
+
+    # Power.
+
+    def crash_one(self) -> None:
+        """Some host loses power for a while."""
+        self._crash(self._one())
+
+    def crash_leader(self) -> None:
+        """The leader loses power for a while."""
+        self._crash(self._leader())
+
+    def crash_all(self) -> None:
+        """The power goes everywhere."""
+        for host in self._world.up():
+            self._crash(host)
+
+    def _crash(self, host: Host | None) -> None:
+        if host is not None:
+            host.crash()
+            self._world.revive_later(host)
+
+    def doom_one(self) -> None:
+        """Some host will lose power around its next sync."""
+        host = self._one()
+        if host is not None:
+            host.doom = DOOMS[int(self._world.random() * len(DOOMS))]
+
+    def doom_all(self) -> None:
+        """The leader loses power, and the others around their next sync: that of a vote."""
+        for host in self._world.up():
+            host.doom = DOOMS[int(self._world.random() * len(DOOMS))]
+        self._crash(self._leader())
+
+    # Disks.
+
+    def stick_disk(self) -> None:
+        """Some disk hangs, or is full."""
+        host = self._one()
+        if host is not None:
+            host.is_disk_stuck = True
+
+    def stick_leader_disk(self) -> None:
+        """The leader's does."""
+        host = self._leader()
+        if host is not None:
+            host.is_disk_stuck = True
+
+    def unstick_disks(self) -> None:
+        """All disks go on."""
+        for host in list(self._world.hosts.values()):
+            host.unstick()
+
+    # Links.
+
+    def split(self) -> None:
+        """Cut the hosts in two groups."""
+        some = [number for number in self._world.hosts if self._world.random() < 0.5]  # noqa: PLR2004 -- a coin
+        others = [number for number in self._world.hosts if number not in some]
+        self._world.network.split(some, others)
+
+    def isolate_leader(self) -> None:
+        """Cut the leader off, and join those that were cut off before."""
+        self.heal()
+        self._isolate(self._leader())
+
+    def isolate_leader_and_client(self) -> None:
+        """Cut the leader off while somebody asks it, and somebody else its successor."""
+        self.isolate_leader()
+
+    def isolate_leader_after_write(self) -> None:
+        """The leader takes writes that nobody else gets to see; former such leaders come back."""
+        self.heal()
+        host = self._leader()
+        if host is not None:
+            self._isolate(host)
+            for _ in range(1 + int(self._world.random() * 3)):
+                self._world.clients.write(host)
+
+    def isolate_one(self) -> None:
+        """Cut somebody off."""
+        self._isolate(self._one())
+
+    def cut_one_way(self) -> None:
+        """One host hears another no more, but not the other way round."""
+        a, b = self._one(), self._one()
+        if a is not None and b is not None and a is not b:
+            self._world.network.cut(a.id, b.id)
+
+    def heal(self) -> None:
+        """Join all."""
+        self._world.network.heal()
+
+    # Leaders and members.
+
+    def transfer(self) -> None:
+        """Ask the leader to hand over."""
+        self._transfer()
+
+    def transfer_and_isolate(self) -> None:
+        """The leader is cut off just after it handed over."""
+        host = self._transfer()
+        self.heal()
+        world = self._world
+        if host is not None:
+            world.after(4.0 * world.random(), self._isolate_unless_over, host)
+
+    def _transfer(self) -> Host | None:
+        host = self._leader()
+        if host is None or host.core is None:
+            return None
+        voters = host.core.membership.voters
+        if voters:
+            host.core.transfer_leader(voters[int(self._world.random() * len(voters))])
+            host.work()
+        return host
+
+    def change(self) -> None:
+        """Ask the leader for a change of the membership."""
+        self._change(self._leader())
+
+    def change_burst(self) -> None:
+        """Ask for several at once, and everybody who thinks it leads."""
+        for host in self._world.leaders():
+            for _ in range(3):
+                self._change(host)
+
+    def isolate_leader_and_change(self) -> None:
+        """Ask for several while nobody can agree, leaving others free to elect a successor."""
+        self.heal()
+        host = self._leader()
+        self._isolate(host)
+        for _ in range(4):
+            self._change(host)
+
+    def _change(self, host: Host | None) -> None:
+        if host is None or host.core is None:
+            return
+        change = self._draw_change(host.core)
+        if change is None:
+            return
+        self._world.note("change", host.id, change)
+        joining = self._world.hosts[change.member_id]
+        if joining.core is None and not joining.incarnation:
+            joining.start()
+        host.core.propose_change(change)
+        host.work()
+
+    def _draw_change(self, core: Core) -> Change | None:
+        world = self._world
+        membership = core.membership
+        options: list[Change] = []
+        for member in membership.members:
+            if not member.is_voter:
+                options += [Promote(member.id)] * 4
+                options.append(Remove(member.id))
+            else:
+                options += [Remove(member.id), Demote(member.id)]
+        for number in world.hosts:
+            host_id = RaftID(number)
+            if membership.find(host_id) is None and host_id not in membership.removed:
+                options += [AddLearner(host_id)] * 2
+        if membership.members:
+            options.append(Readdress(membership.members[0].id, f"at-{world.steps}"))
+        return options[int(world.random() * len(options))] if len(options) > 0 else None
+
+    # Nobody disturbs.
+
+    def check_disruption(self, steps_max: int) -> None:
+        """Cut a follower off for long, let it back, remove another: the leader must stay."""
+        world = self._world
+        for turn in range(3):
+            world.run_until(world.now + 6.0 * world.election_time, steps_max)
+            leader = self._leader()
+            if leader is None or leader.core is None:
+                raise Failure("no progress", "nobody leads in calm weather")
+            term = leader.core.term
+            others = [number for number in world.hosts if number != leader.id]
+            follower = world.hosts[others[int(world.random() * len(others))]]
+            if turn == 0 and len(others) > 2:  # noqa: PLR2004 -- two must be left
+                leader.core.propose_change(Remove(follower.id))
+                leader.work()
+            else:
+                self._isolate(follower)
+            world.run_until(world.now + 5.0 * world.election_time, steps_max)
+            self.heal()
+            world.run_until(world.now + 5.0 * world.election_time, steps_max)
+            core = world.hosts[leader.id].core
+            if core is None or not core.is_leader or core.term != term:
+                now = [(host.id, host.core.term) for host in world.up() if host.core]
+                raise Failure(
+                    "disrupted",
+                    f"member {leader.id} led term {term} until {follower.id} came back: {now}",
+                )

@@ -1,0 +1,193 @@
+"""The kinds of trouble: each is a bias, so that few seeds suffice to see what it is about."""
+
+from __future__ import annotations
+
+import msgspec
+
+from raft.sim.network import Weather
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is made of. Times are in tenths of a tick.
+
+    Attributes:
+        name: for people.
+        faults: how often each fault is chosen, in relation to the others.
+        fault_time: the mean time between two.
+        duration: of the troubled part.
+        voters: how many at first, one of these.
+        spares: hosts that may join later.
+        weather: the network's.
+        disk_time: the longest sync.
+        snapshot_every: entries between two; 0 for never.
+        entries_kept: after a snapshot.
+        entries_max: in a message.
+        under_way: messages to a follower.
+        clients: how many.
+        operations: of all of them together.
+        think_time: between two operations of a client, at most.
+        election_ticks: the election time-out.
+        is_disruption_checked: a member that comes back must not depose a good leader.
+    """
+
+    name: str
+    faults: tuple[tuple[str, int], ...]
+    fault_time: float = 60.0
+    duration: float = 1200.0
+    voters: tuple[int, ...] = (3,)
+    spares: int = 0
+    weather: Weather = Weather()
+    disk_time: float = 0.0
+    snapshot_every: int = 0
+    entries_kept: int = 2
+    entries_max: int = 8
+    under_way: int = 4
+    clients: int = 2
+    operations: int = 50
+    think_time: float = 30.0
+    election_ticks: int = 5
+    is_disruption_checked: bool = False
+
+
+_ROUGH = Weather(loss=0.05, double=0.05, late=0.02, delay_spread=8.0)
+_CALM = Weather()
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        name="mixed",
+        faults=(
+            ("crash_one", 3),
+            ("crash_leader", 2),
+            ("doom_one", 3),
+            ("split", 3),
+            ("isolate_leader", 2),
+            ("cut_one_way", 2),
+            ("heal", 5),
+            ("transfer", 2),
+            ("stick_disk", 1),
+            ("unstick_disks", 2),
+            ("change", 2),
+        ),
+        voters=(3, 4, 5),
+        spares=2,
+        weather=_ROUGH,
+        disk_time=3.0,
+        snapshot_every=12,
+    ),
+    Scenario(
+        name="succession",
+        faults=(("isolate_leader_after_write", 6), ("crash_leader", 2), ("heal", 2)),
+        fault_time=45.0,
+        voters=(3, 5),
+        weather=Weather(loss=0.02, delay_spread=4.0, delay_min=1.0),
+        entries_max=1,
+        under_way=1,
+        clients=3,
+        think_time=15.0,
+        operations=90,
+    ),
+    Scenario(
+        name="power",
+        faults=(("doom_all", 4), ("doom_one", 4), ("crash_all", 2), ("crash_leader", 3)),
+        fault_time=50.0,
+        voters=(3, 5),
+        weather=Weather(delay_spread=3.0),
+        disk_time=15.0,
+    ),
+    Scenario(
+        name="reads",
+        faults=(
+            ("isolate_leader", 5),
+            ("isolate_leader_and_client", 3),
+            ("heal", 4),
+            ("transfer", 2),
+        ),
+        fault_time=60.0,
+        voters=(3, 5),
+        weather=Weather(late=0.01, delay_spread=3.0),
+        clients=4,
+        think_time=15.0,
+        operations=90,
+    ),
+    Scenario(
+        name="rejoin",
+        faults=(),
+        voters=(3, 5),
+        operations=20,
+        is_disruption_checked=True,
+    ),
+    Scenario(
+        name="members",
+        faults=(
+            ("change", 8),
+            ("change_burst", 4),
+            ("isolate_leader_and_change", 4),
+            ("heal", 6),
+            ("crash_leader", 1),
+            ("split", 1),
+            ("transfer", 1),
+        ),
+        fault_time=40.0,
+        voters=(3, 4),
+        spares=3,
+        weather=Weather(loss=0.02, delay_spread=4.0),
+        snapshot_every=15,
+        think_time=25.0,
+    ),
+    Scenario(
+        name="snapshots",
+        faults=(
+            ("isolate_leader_after_write", 5),
+            ("isolate_one", 4),
+            ("heal", 5),
+            ("crash_one", 2),
+        ),
+        fault_time=55.0,
+        voters=(3, 5),
+        weather=Weather(loss=0.02, delay_spread=3.0),
+        snapshot_every=4,
+        entries_kept=0,
+        clients=3,
+        think_time=12.0,
+        operations=100,
+    ),
+    Scenario(
+        name="echoes",
+        faults=(("isolate_leader", 4), ("heal", 4), ("crash_leader", 2), ("cut_one_way", 2)),
+        fault_time=50.0,
+        voters=(3, 5),
+        weather=Weather(loss=0.02, double=0.15, late=0.15, late_time=250.0, delay_spread=6.0),
+        clients=3,
+        think_time=15.0,
+        operations=70,
+    ),
+    Scenario(
+        name="disks",
+        faults=(
+            ("stick_disk", 3),
+            ("stick_leader_disk", 3),
+            ("unstick_disks", 5),
+            ("crash_one", 2),
+            ("doom_one", 3),
+        ),
+        voters=(3, 5),
+        weather=Weather(delay_spread=3.0),
+        disk_time=8.0,
+        snapshot_every=15,
+    ),
+    Scenario(
+        name="transfers",
+        faults=(("transfer", 8), ("isolate_leader", 2), ("transfer_and_isolate", 4), ("heal", 5)),
+        fault_time=45.0,
+        voters=(3, 5),
+        weather=Weather(late=0.05, late_time=60.0, delay_spread=3.0),
+        clients=4,
+        think_time=12.0,
+        operations=90,
+    ),
+)
+
+
+def scenario_of(seed: int) -> Scenario:
+    """Return the scenario of a seed: they take turns."""
+    return SCENARIOS[seed % len(SCENARIOS)]
