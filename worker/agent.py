@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -69,8 +69,13 @@ class Agent:
         dispatcher: Dispatcher,
         clock: Clock,
         rng: random.Random,
+        removed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Touch nothing yet; `run` does."""
+        """Touch nothing yet; `run` does.
+
+        `removed` is called after a container is gone and its image no longer counts as used by it.
+        """
+        self._removed = removed
         self._state_dir = state_dir
         self._node_id = node_id
         self._description = description
@@ -343,6 +348,7 @@ class Agent:
                     pass
                 case Forget(task_id=task_id):
                     self._reporter.forget(task_id)
+                    self._removed()
                     log.info("task_forgotten", task_id=task_id)
                 case ReportBug(task_id=task_id, story=story):
                     log.error("task_abandoned", task_id=task_id, story=story)

@@ -101,6 +101,7 @@ class SwarmNode:
         self._is_locked = False
         self._error = ""
         self._watchdog: asyncio.Task[None] | None = None
+        self._releasing: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -126,6 +127,8 @@ class SwarmNode:
             await self._stop_manager()
             await self._stop_agent()
             await self._runtime.close()
+            if self._releasing is not None:
+                await self._releasing
             await self._images.close()
 
     def _start_agent(self, identity: Identity) -> None:
@@ -143,6 +146,7 @@ class SwarmNode:
             dispatcher=self._dispatcher,
             clock=self._clock,
             rng=self._rng,
+            removed=self._release_images,
         )
         self._agent = agent
         try:
@@ -366,6 +370,23 @@ class SwarmNode:
             chosen = min(containers, key=lambda container: (container not in running, container))
             uses[image_id] = ImageUse(container_id=chosen, is_running=chosen in running)
         return uses
+
+    def _release_images(self) -> None:
+        """Free the layers of images that were removed by force while a container had them."""
+        is_busy = self._releasing is not None and not self._releasing.done()
+        if self._images.has_hidden and not is_busy:
+            self._releasing = asyncio.create_task(self._release_until_done())
+
+    async def _release_until_done(self) -> None:
+        """Go on while containers are removed: one of them may have been an image's last."""
+        in_use = None
+        while in_use != (now_in_use := self.images_in_use()):
+            in_use = now_in_use
+            try:
+                await self._images.release(in_use)
+            except SwarmError as error:
+                # The next removal of a container or an image frees them.
+                log.warning("images_not_released", error=error.message)
 
     def task_logs(
         self, task_ids: Sequence[TaskID], options: LogOptions

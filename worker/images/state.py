@@ -145,7 +145,9 @@ def without_image(state: State, image_id: ImageID, *, keep_layers: bool) -> Stat
 
 
 def without_hidden(state: State, in_use: Collection[ImageID]) -> State:
-    """Forget the hidden images that no container has any more."""
+    """Forget the hidden images that no container has any more; the same state if there is none."""
+    if all(not record.is_hidden or image_id in in_use for image_id, record in state.images.items()):
+        return state
     return msgspec.structs.replace(
         state,
         images={

@@ -328,6 +328,11 @@ class ImageStore:
 
         return await self._remove(decide, in_use)
 
+    @property
+    def has_hidden(self) -> bool:
+        """Whether images that were removed by force are kept for containers that have them."""
+        return any(record.is_hidden for record in self._content.state.images.values())
+
     async def release(self, in_use: Uses) -> None:
         """Free the layers of images that were removed by force, once no container has them.
 

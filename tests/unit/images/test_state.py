@@ -135,6 +135,7 @@ def test_in_use() -> None:
     hidden.check()
     assert A in states.without_hidden(hidden, stopped).images
     assert A not in states.without_hidden(hidden, {}).images
+    assert states.without_hidden(hidden, stopped) is hidden
 
 
 def test_missing() -> None:

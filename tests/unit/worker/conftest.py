@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from proto.errors import NotFoundError, UnavailableError
-from proto.ids import ImageID, NodeID, ServiceID, TaskID
+from proto.ids import ContainerID, ImageID, NodeID, ServiceID, TaskID
 from proto.objects import (
     ContainerSpec,
     EndpointSpec,
@@ -193,6 +193,7 @@ class World:
         self.network = SimNetwork()
         self.images = FakeImages()
         self.manager = Manager()
+        self.uses_after_removal: list[dict[ImageID, tuple[ContainerID, ...]]] = []
         self._runs: dict[int, asyncio.Task[None]] = {}
 
     def _script(self, config: ContainerConfig) -> SimScript:
@@ -211,6 +212,7 @@ class World:
             dispatcher=self.manager,
             clock=LoopClock(),
             rng=random.Random(1),
+            removed=lambda: self.uses_after_removal.append(dict(agent.images_in_use())),
         )
         self._runs[id(agent)] = asyncio.create_task(agent.run())
         return agent

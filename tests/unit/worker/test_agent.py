@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from proto.errors import InvalidError, NotFoundError
-from proto.ids import ContainerID, TaskID, container_id_of
+from proto.ids import ContainerID, ImageID, TaskID, container_id_of
 from proto.objects import (
     NANOSECONDS,
     ContainerSpec,
@@ -214,6 +214,28 @@ def test_one_pull_serves_all(play, assigned: Assigned) -> None:
         assert world.images.pulls == ["far"]
         in_use = agent.images_in_use()
         assert {image: len(ids) for image, ids in in_use.items()} == {"sha256:far": 4}
+        await world.stop(agent)
+
+    play(scenario)
+
+
+def test_removed_containers_use_no_image_when_it_is_told(play, assigned: Assigned) -> None:
+    """The owner of the images hears of every removed container, when its image is free."""
+
+    async def scenario(world) -> None:
+        for n in (1, 2):
+            world.manager.tasks[TaskID(f"t{n}")] = assigned(f"t{n}", slot=n)
+        agent = await world.start()
+        await world.until(T1, TaskState.RUNNING)
+        await world.until(T2, TaskState.RUNNING)
+        for task_id in (T1, T2):
+            world.manager.want(task_id, TaskState.SHUTDOWN)
+            await world.until(task_id, TaskState.SHUTDOWN)
+            world.manager.forget(task_id)
+            count = int(task_id[1:])
+            await world.eventually(lambda count=count: len(world.uses_after_removal) == count)
+        left = (container_id_of(T2),)
+        assert world.uses_after_removal == [{ImageID("sha256:web"): left}, {}]
         await world.stop(agent)
 
     play(scenario)
