@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
-from proto.errors import InvalidError, SwarmError
+from proto.errors import InvalidError, NotFoundError, SwarmError
 from proto.ids import ImageID
 from worker.images import state as states
 from worker.images.api import Image, Progress
@@ -258,7 +258,13 @@ class Content:
         )
 
     def image(self, image_id: ImageID) -> Image:
-        """Put an image together as callers see it."""
+        """Put an image together as callers see it.
+
+        Raises:
+            NotFoundError: it is gone; after a change of ours somebody may have removed it since.
+        """
+        if image_id not in self.state.images:
+            raise NotFoundError("image", image_id, f"image {image_id} was removed meanwhile")
         parsed, record = self.parsed[image_id], self.state.images[image_id]
         layers = [self.state.layers[diff_id] for diff_id in record.diff_ids]
         names = [parse(name) for name in states.names_of(self.state, image_id)]
