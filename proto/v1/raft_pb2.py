@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/v1/raft.proto\x12\x08swarm.v1\"\x19\n\x05\x46rame\x12\x10\n\x08messages\x18\x01 \x03(\x0c\">\n\rSnapshotChunk\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07is_last\x18\x03 \x01(\x08\"\n\n\x08\x41\x63\x63\x65pted2t\n\x04Raft\x12\x31\n\x08Messages\x12\x0f.swarm.v1.Frame\x1a\x12.swarm.v1.Accepted(\x01\x12\x39\n\x08Snapshot\x12\x17.swarm.v1.SnapshotChunk\x1a\x12.swarm.v1.Accepted(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/v1/raft.proto\x12\x08swarm.v1\"\x19\n\x05\x46rame\x12\x10\n\x08messages\x18\x01 \x03(\x0c\">\n\rSnapshotChunk\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07is_last\x18\x03 \x01(\x08\"-\n\x07Outcome\x12\x0f\n\x07refusal\x18\x01 \x01(\t\x12\x11\n\tis_denied\x18\x02 \x01(\x08\x32r\n\x04Raft\x12\x30\n\x08Messages\x12\x0f.swarm.v1.Frame\x1a\x11.swarm.v1.Outcome(\x01\x12\x38\n\x08Snapshot\x12\x17.swarm.v1.SnapshotChunk\x1a\x11.swarm.v1.Outcome(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAME']._serialized_end=58
   _globals['_SNAPSHOTCHUNK']._serialized_start=60
   _globals['_SNAPSHOTCHUNK']._serialized_end=122
-  _globals['_ACCEPTED']._serialized_start=124
-  _globals['_ACCEPTED']._serialized_end=134
-  _globals['_RAFT']._serialized_start=136
-  _globals['_RAFT']._serialized_end=252
+  _globals['_OUTCOME']._serialized_start=124
+  _globals['_OUTCOME']._serialized_end=169
+  _globals['_RAFT']._serialized_start=171
+  _globals['_RAFT']._serialized_end=285
 # @@protoc_insertion_point(module_scope)

@@ -70,16 +70,29 @@ class SnapshotChunk(_message.Message):
 Global___SnapshotChunk: _TypeAlias = SnapshotChunk  # noqa: Y015
 
 @_typing.final
-class Accepted(_message.Message):
+class Outcome(_message.Message):
+    """How a stream ended. Refusals are answers and no gRPC errors, because the Python library loses an
+    error's text when a write was under way.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    IS_DENIED_FIELD_NUMBER: _builtins.int
+    refusal: _builtins.str
+    """Why the called does not go on; empty if it took everything up to the caller's end."""
+    is_denied: _builtins.bool
+    """The caller may not do this at all; otherwise it failed, and may succeed another time."""
     def __init__(
         self,
+        *,
+        refusal: _builtins.str = ...,
+        is_denied: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_denied", b"is_denied", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015

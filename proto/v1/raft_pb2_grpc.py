@@ -37,12 +37,12 @@ class RaftStub:
         self.Messages = channel.stream_unary(
                 '/swarm.v1.Raft/Messages',
                 request_serializer=proto_dot_v1_dot_raft__pb2.Frame.SerializeToString,
-                response_deserializer=proto_dot_v1_dot_raft__pb2.Accepted.FromString,
+                response_deserializer=proto_dot_v1_dot_raft__pb2.Outcome.FromString,
                 _registered_method=True)
         self.Snapshot = channel.stream_unary(
                 '/swarm.v1.Raft/Snapshot',
                 request_serializer=proto_dot_v1_dot_raft__pb2.SnapshotChunk.SerializeToString,
-                response_deserializer=proto_dot_v1_dot_raft__pb2.Accepted.FromString,
+                response_deserializer=proto_dot_v1_dot_raft__pb2.Outcome.FromString,
                 _registered_method=True)
 
 
@@ -51,8 +51,8 @@ class RaftServicer:
 
     def Messages(self, request_iterator, context):
         """Carries messages from the caller to the called, in order, for as long as both live. A member
-        opens one for each lane to each other member. Initial metadata is the acceptance; the answer
-        never comes.
+        opens one for each lane to each other member. Initial metadata with `swarm-accepted-by` are the
+        acceptance; the answer comes at the end, or when the called ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,12 +71,12 @@ def add_RaftServicer_to_server(servicer, server):
             'Messages': grpc.stream_unary_rpc_method_handler(
                     servicer.Messages,
                     request_deserializer=proto_dot_v1_dot_raft__pb2.Frame.FromString,
-                    response_serializer=proto_dot_v1_dot_raft__pb2.Accepted.SerializeToString,
+                    response_serializer=proto_dot_v1_dot_raft__pb2.Outcome.SerializeToString,
             ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.Snapshot,
                     request_deserializer=proto_dot_v1_dot_raft__pb2.SnapshotChunk.FromString,
-                    response_serializer=proto_dot_v1_dot_raft__pb2.Accepted.SerializeToString,
+                    response_serializer=proto_dot_v1_dot_raft__pb2.Outcome.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -105,7 +105,7 @@ class Raft:
             target,
             '/swarm.v1.Raft/Messages',
             proto_dot_v1_dot_raft__pb2.Frame.SerializeToString,
-            proto_dot_v1_dot_raft__pb2.Accepted.FromString,
+            proto_dot_v1_dot_raft__pb2.Outcome.FromString,
             options,
             channel_credentials,
             insecure,
@@ -132,7 +132,7 @@ class Raft:
             target,
             '/swarm.v1.Raft/Snapshot',
             proto_dot_v1_dot_raft__pb2.SnapshotChunk.SerializeToString,
-            proto_dot_v1_dot_raft__pb2.Accepted.FromString,
+            proto_dot_v1_dot_raft__pb2.Outcome.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,23 +33,23 @@ class RaftStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RaftAsyncStub: ...
-    Messages: _grpc.StreamUnaryMultiCallable[_raft_pb2.Frame, _raft_pb2.Accepted]
+    Messages: _grpc.StreamUnaryMultiCallable[_raft_pb2.Frame, _raft_pb2.Outcome]
     """Carries messages from the caller to the called, in order, for as long as both live. A member
-    opens one for each lane to each other member. Initial metadata is the acceptance; the answer
-    never comes.
+    opens one for each lane to each other member. Initial metadata with `swarm-accepted-by` are the
+    acceptance; the answer comes at the end, or when the called ends the stream.
     """
-    Snapshot: _grpc.StreamUnaryMultiCallable[_raft_pb2.SnapshotChunk, _raft_pb2.Accepted]
+    Snapshot: _grpc.StreamUnaryMultiCallable[_raft_pb2.SnapshotChunk, _raft_pb2.Outcome]
     """Carries one snapshot. The answer comes when the receiver has taken it whole."""
 
 @_typing.type_check_only
 class RaftAsyncStub(RaftStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Messages: _aio.StreamUnaryMultiCallable[_raft_pb2.Frame, _raft_pb2.Accepted]  # type: ignore[assignment]
+    Messages: _aio.StreamUnaryMultiCallable[_raft_pb2.Frame, _raft_pb2.Outcome]  # type: ignore[assignment]
     """Carries messages from the caller to the called, in order, for as long as both live. A member
-    opens one for each lane to each other member. Initial metadata is the acceptance; the answer
-    never comes.
+    opens one for each lane to each other member. Initial metadata with `swarm-accepted-by` are the
+    acceptance; the answer comes at the end, or when the called ends the stream.
     """
-    Snapshot: _aio.StreamUnaryMultiCallable[_raft_pb2.SnapshotChunk, _raft_pb2.Accepted]  # type: ignore[assignment]
+    Snapshot: _aio.StreamUnaryMultiCallable[_raft_pb2.SnapshotChunk, _raft_pb2.Outcome]  # type: ignore[assignment]
     """Carries one snapshot. The answer comes when the receiver has taken it whole."""
 
 class RaftServicer(metaclass=_abc_1.ABCMeta):
@@ -58,10 +58,10 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_raft_pb2.Frame],
         context: _ServicerContext,
-    ) -> _typing.Union[_raft_pb2.Accepted, _abc.Awaitable[_raft_pb2.Accepted]]:
+    ) -> _typing.Union[_raft_pb2.Outcome, _abc.Awaitable[_raft_pb2.Outcome]]:
         """Carries messages from the caller to the called, in order, for as long as both live. A member
-        opens one for each lane to each other member. Initial metadata is the acceptance; the answer
-        never comes.
+        opens one for each lane to each other member. Initial metadata with `swarm-accepted-by` are the
+        acceptance; the answer comes at the end, or when the called ends the stream.
         """
 
     @_abc_1.abstractmethod
@@ -69,7 +69,7 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_raft_pb2.SnapshotChunk],
         context: _ServicerContext,
-    ) -> _typing.Union[_raft_pb2.Accepted, _abc.Awaitable[_raft_pb2.Accepted]]:
+    ) -> _typing.Union[_raft_pb2.Outcome, _abc.Awaitable[_raft_pb2.Outcome]]:
         """Carries one snapshot. The answer comes when the receiver has taken it whole."""
 
 def add_RaftServicer_to_server(servicer: RaftServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

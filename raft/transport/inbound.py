@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 
 import msgspec
 import structlog
-from grpc import StatusCode, aio
+from grpc import aio
 from typing_extensions import override
 
 from proto.errors import DeniedError, InvalidError, SwarmError, UnavailableError
@@ -24,7 +24,7 @@ from proto.ids import ClusterID, NodeID
 from proto.v1 import raft_pb2, raft_pb2_grpc
 from raft.transport.identity import Identity, check_manager, read_identity
 from raft.transport.limits import Lane
-from raft.transport.link import LANE_KEY, TO_KEY, Surroundings
+from raft.transport.link import ACCEPTED_BY_KEY, LANE_KEY, TO_KEY, Surroundings
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -46,7 +46,7 @@ A `SwarmError` that it raises is told to the sender.
 """
 
 
-Context = aio.ServicerContext[object, raft_pb2.Accepted]
+Context = aio.ServicerContext[object, raft_pb2.Outcome]
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -69,6 +69,14 @@ class Rules(msgspec.Struct, frozen=True):
         check_manager(peer, self.cluster_id, now)
         if not self.is_allowed(peer.node_id):
             raise DeniedError(f"node {peer.node_id} is no member, or no longer one")
+
+
+class _CutError(UnavailableError):
+    """A stream is ended from our side, and not for what the peer did on it."""
+
+    def __init__(self) -> None:
+        """There is but one sentence."""
+        super().__init__("the stream was ended: its member was removed, or opened a newer one")
 
 
 class Inbound(raft_pb2_grpc.RaftServicer):
@@ -98,12 +106,11 @@ class Inbound(raft_pb2_grpc.RaftServicer):
                 cut.set()
 
     @override
-    async def Messages(self, request_iterator: object, context: Context) -> raft_pb2.Accepted:
+    async def Messages(self, request_iterator: object, context: Context) -> raft_pb2.Outcome:
         """Take a stream of messages."""
 
         async def take(peer: Identity) -> None:
-            await context.send_initial_metadata(())
-            self._on_contact(peer.node_id, True)
+            await self._accept(context, peer)
             while isinstance(frame := await context.read(), raft_pb2.Frame):
                 self._rules.check(peer, self._around.clock.wall())
                 self._on_contact(peer.node_id, False)
@@ -114,13 +121,12 @@ class Inbound(raft_pb2_grpc.RaftServicer):
         return await self._serve(context, _lane_of(context), take)
 
     @override
-    async def Snapshot(self, request_iterator: object, context: Context) -> raft_pb2.Accepted:
+    async def Snapshot(self, request_iterator: object, context: Context) -> raft_pb2.Outcome:
         """Take one snapshot."""
 
         async def take(peer: Identity) -> None:
+            await self._accept(context, peer)
             first = await self._next_chunk(context, peer)
-            await context.send_initial_metadata(())
-            self._on_contact(peer.node_id, True)
             chunks = self._chunks(context, peer)
             await self._on_snapshot(peer.node_id, first.header, chunks)
 
@@ -131,26 +137,32 @@ class Inbound(raft_pb2_grpc.RaftServicer):
         context: Context,
         kind: str,
         take: Callable[[Identity], Coroutine[None, None, None]],
-    ) -> raft_pb2.Accepted:
+    ) -> raft_pb2.Outcome:
         """Admit a peer, let `take` work until it ends or is cut, and tell the peer why."""
-        node_id = "unknown"
+        peer_id = "unknown"
         try:
-            peer = self._admit(context)
-            node_id = peer.node_id
+            peer = _identity_of(context)
+            peer_id = peer.node_id
+            self._admit(context, peer)
             if not kind:
                 raise InvalidError("the stream does not say its lane")
             await self._run_alone((peer.node_id, kind), take(peer))
+        except _CutError as error:
+            log.info("raft_stream_cut", peer_id=peer_id, kind=kind)
+            return raft_pb2.Outcome(refusal=error.message)
         except SwarmError as error:
+            now = self._around.clock.monotonic()
+            if self._around.throttle.is_due((peer_id, error.message), now):
+                log.warning("raft_peer_refused", peer_id=peer_id, reason=error.message)
             is_denied = isinstance(error, DeniedError)
-            if self._around.throttle.is_due(
-                (node_id, error.message), self._around.clock.monotonic()
-            ):
-                log.warning("raft_peer_refused", peer_id=node_id, reason=error.message)
-            await context.abort(
-                StatusCode.PERMISSION_DENIED if is_denied else StatusCode.FAILED_PRECONDITION,
-                error.message,
+            return raft_pb2.Outcome(refusal=error.message, is_denied=is_denied)
+        except Exception as error:
+            # A bug of a callback. grpc would only log it; whoever watches over the loop must know.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"receiving {kind} from {peer_id} failed", "exception": error}
             )
-        return raft_pb2.Accepted()
+            raise
+        return raft_pb2.Outcome()
 
     async def _run_alone(self, key: tuple[NodeID, str], work: Coroutine[None, None, None]) -> None:
         """Run `work` when the peer's older stream of this kind has ended; end it when cut."""
@@ -166,9 +178,7 @@ class Inbound(raft_pb2_grpc.RaftServicer):
             worker = asyncio.create_task(work)
             await asyncio.wait({worker, waiter}, return_when=asyncio.FIRST_COMPLETED)
             if not worker.done():
-                raise UnavailableError(
-                    "the stream was ended: the peer was removed or opened another"
-                )
+                raise _CutError
             worker.result()
         finally:
             waiter.cancel()
@@ -181,21 +191,20 @@ class Inbound(raft_pb2_grpc.RaftServicer):
             if self._cuts.get(key) == (cut, gone):
                 del self._cuts[key]
 
-    def _admit(self, context: Context) -> Identity:
-        """Return who the peer is, if it may speak to us.
+    def _admit(self, context: Context, peer: Identity) -> None:
+        """Refuse a peer that may not speak to us, or means somebody else.
 
         Raises:
-            DeniedError: it may not.
+            DeniedError: with the reason.
         """
-        certificates = context.auth_context().get("x509_pem_cert", ())
-        if not certificates:
-            raise DeniedError("a manager has to show a certificate")
-        peer = read_identity(next(iter(certificates)))
         self._rules.check(peer, self._around.clock.wall())
         wanted = _metadata(context, TO_KEY)
         if wanted != self._rules.me:
             raise DeniedError(f"this is node {self._rules.me}, not {wanted or 'nobody'}")
-        return peer
+
+    async def _accept(self, context: Context, peer: Identity) -> None:
+        await context.send_initial_metadata(((ACCEPTED_BY_KEY, self._rules.me),))
+        self._on_contact(peer.node_id, True)
 
     async def _next_chunk(self, context: Context, peer: Identity) -> raft_pb2.SnapshotChunk:
         try:
@@ -216,6 +225,13 @@ class Inbound(raft_pb2_grpc.RaftServicer):
                 yield chunk.data
             if chunk.is_last:
                 return
+
+
+def _identity_of(context: Context) -> Identity:
+    certificates = context.auth_context().get("x509_pem_cert", ())
+    for certificate in certificates:
+        return read_identity(certificate)
+    raise DeniedError("a manager has to show a certificate")
 
 
 def _metadata(context: Context, key: str) -> str:

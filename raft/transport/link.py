@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
-from grpc import StatusCode, aio
+from grpc import aio
 
 from proto.clock import Clock
+from proto.errors import SwarmError
 from proto.ids import ClusterID, NodeID
 from proto.v1 import raft_pb2, raft_pb2_grpc
 from raft.transport.channels import secure_channel
@@ -29,10 +30,14 @@ from raft.transport.throttle import Throttle
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
-Call = aio.StreamUnaryCall[raft_pb2.Frame, raft_pb2.Accepted]
+Call = aio.StreamUnaryCall[raft_pb2.Frame, raft_pb2.Outcome]
+AnyCall = Call | aio.StreamUnaryCall[raft_pb2.SnapshotChunk, raft_pb2.Outcome]
 
 TO_KEY = "swarm-to"
 LANE_KEY = "swarm-lane"
+ACCEPTED_BY_KEY = "swarm-accepted-by"
+
+_WRITE_FAILED = "Internal error from Core"
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -100,6 +105,7 @@ class Stream:
         self._hurry = asyncio.Event()
         self._wants_redial = False
         self._task = asyncio.create_task(self._run(), name=f"raft-{lane.value}-{target.node_id}")
+        self._task.add_done_callback(_report_bug)
 
     @property
     def queued_bytes(self) -> int:
@@ -156,7 +162,9 @@ class Stream:
         self.stats.dropped += self._outbox.clip()
         self._on_change(self, False)
         node_id = self._target.node_id
-        if self._around.throttle.is_due((node_id, reason), self._around.clock.monotonic()):
+        if self._wants_redial:
+            log.info("raft_peer_dialled_anew", peer_id=node_id, lane=self.lane.value)
+        elif self._around.throttle.is_due((node_id, reason), self._around.clock.monotonic()):
             log.warning(
                 "raft_peer_lost" if was_up else "raft_peer_unreachable",
                 peer_id=node_id,
@@ -167,10 +175,14 @@ class Stream:
 
     async def _live_once(self) -> str:
         """Dial and write until it ends; return why it did."""
+        try:
+            credentials = self._around.credentials()
+        except (SwarmError, OSError) as error:
+            return f"our own credentials cannot be had: {error}"
         channel = secure_channel(
             self._target.address,
             self._target.server_name,
-            self._around.credentials(),
+            credentials,
             self._around.limits,
         )
         try:
@@ -178,16 +190,16 @@ class Stream:
             call = stub.Messages(None, metadata=self._target.metadata(self.lane))
             call.add_done_callback(lambda _call: self._filled.set())
             try:
-                async with asyncio.timeout(self._around.limits.connect_seconds_max):
-                    await call.initial_metadata()
+                is_accepted = await wait_accepted(call, self._target, self._around.limits)
             except TimeoutError:
                 return "it did not accept the connection in time"
-            if not call.done():
+            if is_accepted:
                 self.is_up = True
                 self.stats.connects += 1
                 self._on_change(self, True)
                 await self._write_all(call)
-            return await why_ended(call)
+            outcome = await outcome_of(call, self._around.limits.connect_seconds_max)
+            return outcome.refusal or "it closed the stream"
         finally:
             await channel.close(None)
 
@@ -201,7 +213,7 @@ class Stream:
                 return
             size = outbox.size
             messages = outbox.take()
-            if not len(outbox):
+            if not len(outbox) and not self._wants_redial:
                 filled.clear()
             try:
                 if messages:
@@ -218,19 +230,48 @@ class Stream:
     async def _finish(self, call: Call) -> None:
         """Let the peer read to the end, so that nothing is lost and order holds."""
         await call.done_writing()
-        try:
-            async with asyncio.timeout(self._around.limits.connect_seconds_max):
-                await call.code()
-        except TimeoutError:
-            call.cancel()
+        await outcome_of(call, self._around.limits.connect_seconds_max)
 
 
-async def why_ended(call: Call) -> str:
-    """Say why a call that is done is done."""
-    code, details = await call.code(), await call.details()
-    if code is StatusCode.OK:
-        return "it closed the stream"
-    return details or str(code.value[1])
+def _report_bug(task: asyncio.Task[None]) -> None:
+    """Hand a bug to whoever watches over the loop: without its stream the member is half dead."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler(
+            {"message": f"{task.get_name()} failed", "exception": error, "task": task}
+        )
+
+
+async def wait_accepted(call: AnyCall, target: Target, limits: Limits) -> bool:
+    """Wait until the peer accepted the call (True) or refused it (False: the call knows why).
+
+    A refusal has initial metadata as well, so it is the node ID in them that counts. The peer's
+    certificate has proven it already.
+
+    Raises:
+        TimeoutError: neither in time.
+    """
+    async with asyncio.timeout(limits.connect_seconds_max):
+        for key, value in await call.initial_metadata():
+            if key == ACCEPTED_BY_KEY:
+                return bool(value == target.node_id)
+    return False
+
+
+async def outcome_of(call: AnyCall, timeout: float) -> raft_pb2.Outcome:
+    """Wait for a call to end, `timeout` seconds at most, and say how; never an error of gRPC."""
+    if call.cancelled():
+        # We gave it up before. Awaiting it would look as if it were us who is cancelled.
+        return raft_pb2.Outcome(refusal="it did not answer in time")
+    try:
+        async with asyncio.timeout(timeout):
+            return await call
+    except TimeoutError:
+        return raft_pb2.Outcome(refusal="it did not answer in time")
+    except aio.AioRpcError as error:
+        details = error.details()
+        if details == _WRITE_FAILED or not details:
+            details = "the connection was lost"
+        return raft_pb2.Outcome(refusal=details)
 
 
 class Link:
