@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +35,7 @@ from worker.runtime.api import LogOptions, LogRecord, Runtime
 from worker.task.events import Event, Forget, Instruction, Report, ReportBug
 from worker.task.phases import Phase
 from worker.task.table import Remains, TaskTable
-from worker.volumes import VolumeStore
+from worker.volumes import NOBODY, VolumeStore
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -250,6 +250,7 @@ class Agent:
     async def _adopt(self) -> None:
         self._db = WorkerDB(self._state_dir / DATABASE, wall=self._clock.wall())
         containers = await self._runtime.list_containers()
+        await self._remove_orphaned_volumes({container.id for container in containers})
         live = frozenset(c.id for c in containers if c.state in {"created", "running"})
         attachments = await self._network.start(live)
         remains: dict[ContainerID, Remains] = {}
@@ -262,6 +263,21 @@ class Agent:
         stored = self._db.load()
         log.info("agent_started", node_id=self._node_id, tasks=len(stored), containers=len(remains))
         self._follow(self._table.adopt(stored, remains, self._clock.monotonic()))
+
+    async def _remove_orphaned_volumes(self, existing: Collection[ContainerID]) -> None:
+        """Remove anonymous volumes whose container a killed daemon removed, or never made.
+
+        Before anything is made anew: its volumes would have the same owner.
+        """
+        for volume in self.volumes.all():
+            if volume.owner == NOBODY or volume.owner in existing:
+                continue
+            try:
+                await asyncio.to_thread(self.volumes.remove, volume.name)
+            except SwarmError as error:
+                log.warning("volume_not_removed", volume=volume.name, error=error.message)
+            else:
+                log.info("orphaned_volume_removed", volume=volume.name)
 
     # --- sessions ---
 

@@ -10,7 +10,10 @@ The directory of a container is the truth; the daemon keeps nothing else. In the
     oom exit         conmon's last words
 
 A directory without `process.json` is half made ("broken"), and so is one whose monitor is gone
-without an `exit` file. All files that we write appear by rename.
+without an `exit` file while the process lives. If the process is gone too, as after a restart of
+the machine, the container has ended and nobody saw how. All files that we write appear by rename;
+so does the directory itself with `container.json` in it, and before it is deleted it is renamed.
+Hence names that begin with a dot are what a killed daemon left, and all others can be read.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from worker.runtime.api import ContainerConfig, ContainerState, ExitStatus
 # The runtime may wait for it while the container is created, and removes it when it is started;
 # both crun and runc tell "created" from "running" by this file.
 START_FIFO = "exec.fifo"
+MAKING, DELETING = ".new-", ".gone-"
 UNKNOWN_EXIT_CODE = 255
 LOST_EXIT_CODE = 137
 _EXIT_CODE_MAX = 255
@@ -60,6 +64,16 @@ class ContainerDirectory:
     def control(self) -> Path:
         """The FIFO by which conmon takes control messages."""
         return self.path / "ctl"
+
+    @property
+    def making(self) -> Path:
+        """Where the directory is until its config is in it."""
+        return self.path.with_name(MAKING + self.path.name)
+
+    @property
+    def deleting(self) -> Path:
+        """Where the directory is while it is deleted."""
+        return self.path.with_name(DELETING + self.path.name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the directory so that it is there whole or not at all."""
@@ -108,6 +122,12 @@ class ContainerDirectory:
             code = UNKNOWN_EXIT_CODE  # conmon writes -1 when it could not learn it
         return ExitStatus(code, finished_at, (self.path / "oom").exists())
 
+    def _unseen_end(self) -> ExitStatus:
+        """Guess how a container ended that nobody watched: its last output is its end."""
+        names = (self.log, self.path / "process.json")
+        times = [path.stat().st_mtime for path in names if path.exists()]
+        return ExitStatus(LOST_EXIT_CODE, max(times, default=0.0), is_lost=True)
+
     def state(
         self, container_id: ContainerID, config: ContainerConfig | None, boot_id: str
     ) -> ContainerState:
@@ -121,14 +141,19 @@ class ContainerDirectory:
         if ended is None and not _is_monitored(record, boot_id):
             # It may have ended between the two looks: conmon writes the file, then ends.
             ended = self.exit_status()
-            if ended is None:
+            if ended is None and _has_process(record, boot_id):
                 return ContainerState(container_id, name, "broken", labels=labels)
+            ended = ended or self._unseen_end()
         if ended is not None:
             return ContainerState(container_id, name, "exited", exit=ended, labels=labels)
         waits = (self.state_directory / START_FIFO).exists()
         return ContainerState(
             container_id, name, "created" if waits else "running", record.pid, labels=labels
         )
+
+
+def _has_process(record: ProcessRecord, boot_id: str) -> bool:
+    return record.boot_id == boot_id and procfs.start_time(record.pid) == record.pid_started
 
 
 def _is_monitored(record: ProcessRecord, boot_id: str) -> bool:

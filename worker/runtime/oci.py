@@ -123,6 +123,8 @@ class OciRuntime:
         self.after_step: Callable[[str], None] = _nothing
         for directory in (self._root, self._state):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What a daemon that was killed left half made or half deleted; none of our own work yet.
+        self._leftovers = [name for name in os.listdir(root) if name.startswith(".")]  # noqa: PTH208 -- names
 
     def _directory(self, container_id: ContainerID) -> ContainerDirectory:
         return ContainerDirectory(self._root / container_id, self._state / container_id)
@@ -295,7 +297,11 @@ class OciRuntime:
 
     def _list(self) -> list[tuple[ContainerState, LogConfig]]:
         result = []
+        while self._leftovers:
+            removal.delete(self._root / self._leftovers.pop())
         for name in sorted(os.listdir(self._root)):  # noqa: PTH208 -- names, not paths
+            if name.startswith("."):
+                continue
             container_id = ContainerID(name)
             directory = self._directory(container_id)
             config = directory.config()

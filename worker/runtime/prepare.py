@@ -55,9 +55,11 @@ class Preparation:
         """
         directory = self._directory.path
         check_sources(self._config, self._facts)
-        directory.mkdir(parents=True)
+        making = self._directory.making
+        making.mkdir(parents=True, exist_ok=True)
         self._after_step("directory")
-        self._directory.write("container.json", msgspec.json.encode(self._config))
+        (making / "container.json").write_bytes(msgspec.json.encode(self._config))
+        making.rename(directory)
         self._after_step("config")
         rootfs.mount(self._config.layers, directory)
         self._after_step("mount")

@@ -47,6 +47,8 @@ def destroy(
         RuntimeFailedError: a process does not die, a mount stays, a file cannot be deleted.
     """
     if not directory.path.exists() and not directory.state_directory.exists():
+        delete(directory.making)
+        delete(directory.deleting)
         return
     record = directory.record()
     if record is None:
@@ -58,15 +60,20 @@ def destroy(
     cgroups.remove(layout, cgroup)
     procfs.bury_orphans()
     after_step("cgroup removed")
-    _delete(directory.state_directory)
+    delete(directory.state_directory)
     after_step("state removed")
     rootfs.unmount(directory.path)
     after_step("unmounted")
     config = directory.config()
     for mount in config.mounts if config else ():
         if mount.copy_up:
-            _delete(rootfs.copy_up_staging(mount, container_id))
-    _delete(directory.path)
+            delete(rootfs.copy_up_staging(mount, container_id))
+    delete(directory.deleting)
+    # Deleting takes many steps, of which the first may take the config: it is no container now.
+    with contextlib.suppress(FileNotFoundError):
+        directory.path.rename(directory.deleting)
+    after_step("renamed")
+    delete(directory.deleting)
     after_step("removed")
 
 
@@ -140,7 +147,12 @@ def _end_opened(descriptor: int, pid: int, patience_seconds: float) -> None:
     raise RuntimeFailedError(f"process {pid} was killed but does not end")
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Delete a directory with all that is in it; nothing if there is none.
+
+    Raises:
+        RuntimeFailedError: a file cannot be deleted.
+    """
     for attempt in range(_DELETIONS_MAX):
         try:
             shutil.rmtree(path)

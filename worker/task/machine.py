@@ -78,6 +78,7 @@ REMOVE_RETRY_SECONDS_MAX = 30.0
 STORY_LENGTH_MAX = 32
 
 VANISHED = "task: container vanished while nobody watched it"
+UNSEEN = "task: container ended while nobody watched it"
 NETWORK_LOST = "task: container lost its network while nobody watched it"
 UNHEALTHY = "task: unhealthy container"
 
@@ -263,6 +264,8 @@ class TaskMachine:
                 return self._enter(Phase.PREPARED) if is_whole else self._again()
             case "exited":
                 assert container.exit is not None
+                if container.exit.is_lost and self.status.state < TaskState.STARTING:
+                    return self._again()  # It was created only, and never started.
                 return self._end_of_process(container.exit, Phase.DETACHING)
             case "running":
                 return self._found_running(container, now)
@@ -362,6 +365,8 @@ class TaskMachine:
         elif self._is_stop_wished():
             out = self._end(TaskState.SHUTDOWN, exit_status=exit_status)
         elif exit_status.exit_code == 0:
+        elif exit_status.is_lost:
+            out = self._end(TaskState.FAILED, err=UNSEEN, exit_status=exit_status)
             out = self._end(TaskState.COMPLETE, exit_status=exit_status)
         else:
             cause = ": its memory limit was reached" if exit_status.oom_killed else ""

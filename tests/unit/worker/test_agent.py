@@ -23,6 +23,7 @@ from worker.runner import PREPARATIONS_MAX
 from worker.runtime.api import ContainerConfig, LogOptions
 from worker.runtime.sim import SimScript
 from worker.task.events import PortsApplied
+from worker.volumes import VolumeStore
 
 Assigned = Callable[..., Assignment]
 T1, T2 = TaskID("t1"), TaskID("t2")
@@ -476,5 +477,24 @@ def test_leave_without_a_running_agent(play, assigned: Assigned) -> None:
         await agent.leave()
         assert world.runtime.configs() == {}
         assert world.network.attachments == {}
+
+    play(scenario)
+
+
+def test_anonymous_volumes_of_no_container_are_removed_at_the_start(play) -> None:
+    """A daemon killed between a container's removal and its volumes' left them to nobody."""
+
+    async def scenario(world) -> None:
+        volumes = VolumeStore(world.state_dir)
+        volumes.create("named", now=1.0)
+        volumes.create("left", now=1.0, owner=C1)
+        labels = {"com.docker.swarm.task.id": T2}
+        config = ContainerConfig(id=container_id_of(T2), argv=("/web",), labels=labels)
+        await world.runtime.create(config)
+        volumes.create("kept", now=1.0, owner=container_id_of(T2))
+        agent = await world.start()
+        await world.eventually(lambda: world.manager.sessions == 1)
+        assert [volume.name for volume in volumes.all()] == ["kept", "named"]
+        await world.stop(agent)
 
     play(scenario)

@@ -49,6 +49,7 @@ from worker.task.machine import (
     KILL_REPEAT_SECONDS,
     NETWORK_LOST,
     UNHEALTHY,
+    UNSEEN,
     VANISHED,
     TaskMachine,
 )
@@ -409,6 +410,25 @@ def test_vanished_container_fails_the_task(
     """A task that had started, and whose container is gone, is FAILED."""
     _, out = adopted(assigned, state, container)
     assert out == [(S.FAILED, VANISHED), Remove(T)]
+
+
+LOST = ContainerState(C, "", "exited", exit=ExitStatus(137, 5.0, is_lost=True))
+
+
+def test_a_container_whose_end_nobody_saw_is_kept_for_its_logs(assigned: Make) -> None:
+    """After a restart of the machine a started task is FAILED, and its container stays."""
+    for state in (S.STARTING, S.RUNNING):
+        machine, out = adopted(assigned, state, LOST)
+        assert out == [(S.FAILED, UNSEEN), Detach(T)]
+        assert machine.status.exit_code == 137
+    _, out = adopted(assigned, S.RUNNING, LOST, desired=S.SHUTDOWN)
+    assert out[0] == (S.SHUTDOWN, "")
+
+
+def test_a_container_that_was_lost_before_its_start_is_made_again(assigned: Make) -> None:
+    """It has no logs to keep, and its task has not failed."""
+    machine, out = adopted(assigned, S.READY, LOST)
+    assert out == [Prepare(T, machine.assignment, is_anew=True)]
 
 
 def test_running_container_without_network_is_replaced(assigned: Make) -> None:

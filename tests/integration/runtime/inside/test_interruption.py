@@ -17,7 +17,7 @@ from proto.errors import RuntimeFailedError
 from worker.runtime.api import ContainerMount
 
 CREATION = ["directory", "config", "mount", "content", "files", "bundle", "created", "recorded"]
-REMOVAL = ["killed", "cgroup removed", "state removed", "unmounted", "removed"]
+REMOVAL = ["killed", "cgroup removed", "state removed", "unmounted", "renamed", "removed"]
 # While conmon and the runtime are at work there is no step of ours to stop at.
 MOMENTS = [f"seconds {delay}" for delay in (0.004, 0.008, 0.012, 0.018, 0.025)]
 DAEMON = Path(__file__).with_name("daemon.py")
@@ -63,17 +63,23 @@ def wanted(config, tmp_path):
 
 
 @pytest.mark.parametrize("step", CREATION + MOMENTS)
-async def test_killed_in_creation_then_removed(make, die, wanted, step):
-    """Whatever was made is found, told to be broken or created, and removed."""
+async def test_killed_in_creation_then_removed(make, die, wanted, step, place):
+    """Whatever was made is found, told to be broken or created, and removed.
+
+    A directory without its config is no container: nobody would know whose it was, nor remove it.
+    """
     is_killed = die(wanted, "create", step)
     assert is_killed or step in MOMENTS
     runtime = make()
     states = await runtime.list_containers()
-    if step in CREATION:
+    assert not list((place / "containers").glob(".*"))
+    if step == "directory":
+        assert states == []
+    elif step in CREATION:
         (state,) = states
         assert state.id == wanted.id
         assert state.state == ("created" if step == "recorded" else "broken")
-        assert state.name == ("" if step == "directory" else wanted.name)
+        assert state.name == wanted.name
     await runtime.remove(wanted.id)
     assert await runtime.list_containers() == []
 
@@ -93,12 +99,13 @@ async def test_killed_in_creation_then_completed(make, die, wanted, step):
 
 
 @pytest.mark.parametrize("step", REMOVAL)
-async def test_killed_in_removal(make, die, wanted, step):
+async def test_killed_in_removal(make, die, wanted, step, place):
     """Removing it again completes it."""
     assert die(wanted, "remove", step)
     runtime = make()
     states = await runtime.list_containers()
-    assert len(states) == (0 if step == "removed" else 1)
+    assert len(states) == (0 if step in {"renamed", "removed"} else 1)
+    assert not list((place / "containers").glob(".*"))
     await runtime.remove(wanted.id)
     assert await runtime.list_containers() == []
 

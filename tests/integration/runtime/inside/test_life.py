@@ -207,12 +207,12 @@ async def test_recycled_pid_is_a_stranger(runtime, config, place):
     )
     file.write_bytes(msgspec.json.encode(lie))
     await runtime.kill(wanted.id, "KILL")
-    assert (await states(runtime))[wanted.id].state == "broken"
+    assert (await states(runtime))[wanted.id].exit.is_lost
     assert procfs.start_time(record.pid) == record.pid_started
     reboot = msgspec.structs.replace(record, boot_id="another")
     file.write_bytes(msgspec.json.encode(reboot))
     await runtime.kill(wanted.id, "KILL")
-    assert (await states(runtime))[wanted.id].state == "broken"
+    assert (await states(runtime))[wanted.id].exit.is_lost
     assert procfs.start_time(record.pid) == record.pid_started
     file.write_bytes(msgspec.json.encode(record))
     assert (await states(runtime))[wanted.id].state == "running"
@@ -251,9 +251,9 @@ test_cancelled_creation_leaves_nothing.has_orphans = True
 
 
 async def test_exit_code_outlives_reboot(make, config, place):
-    """After a reboot the exit code is still there, and an interrupted container is broken."""
+    """After a reboot the exit code is there; what was interrupted has ended, with its output."""
     first = make()
-    ended, interrupted = config("exit 3"), config("sleep 60")
+    ended, interrupted = config("exit 3"), config("echo last words; sleep 60")
     for wanted in (ended, interrupted):
         await first.create(wanted)
         await first.start(wanted.id)
@@ -264,7 +264,9 @@ async def test_exit_code_outlives_reboot(make, config, place):
     second = make()
     found = await states(second)
     assert found[ended.id].exit.exit_code == 3
-    assert found[interrupted.id].state == "broken"
+    assert (found[interrupted.id].state, found[interrupted.id].exit.is_lost) == ("exited", True)
+    lines = [record.data async for record in second.logs(interrupted.id, LogOptions())]
+    assert lines == [b"last words\n"]
     assert (await second.wait(interrupted.id)).exit_code == 137
     file.write_bytes(msgspec.json.encode(record))
     Path(file.parent / "exit").unlink()
