@@ -59,6 +59,7 @@ from worker.task.events import (
     Start,
     Started,
     StartFailed,
+    StrayKept,
     Wait,
     WaitFailed,
 )
@@ -347,6 +348,7 @@ class Runner:
             await _attempt(self.purge(container_id), "removing it")
         except _WorkFailedError as failure:
             log.warning("stray_not_removed", container_id=container_id, error=failure.sentence)
+            self._emit(StrayKept(container_id, failure.sentence))
         else:
             log.info("stray_removed", container_id=container_id)
 

@@ -153,6 +153,13 @@ class PortsFailed(msgspec.Struct, frozen=True):
     error: str
 
 
+class StrayKept(msgspec.Struct, frozen=True):
+    """A container that belongs to no task could not be removed."""
+
+    container_id: ContainerID
+    error: str
+
+
 Observation = (
     Found
     | Assigned
@@ -173,7 +180,7 @@ Observation = (
     | RemoveFailed
     | Tick
 )
-Event = Observation | PortsApplied | PortsFailed | AssignmentMessage
+Event = Observation | PortsApplied | PortsFailed | StrayKept | AssignmentMessage
 
 
 # --- instructions ---------------------------------------------------------------------------
@@ -247,7 +254,7 @@ class Forget(TaskInstruction, frozen=True):
 
 
 class RemoveStray(msgspec.Struct, frozen=True):
-    """Remove a container that belongs to no task. No outcome: the next start finds it again."""
+    """Remove a container that belongs to no task. Outcome: none, or `StrayKept`."""
 
     container_id: ContainerID
 

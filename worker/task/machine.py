@@ -352,7 +352,8 @@ class TaskMachine:
     def _exited(self, exit_status: ExitStatus | None) -> Instructions:
         if self.phase not in PHASES_WITH_PROCESS:
             raise self._impossible("no process runs")
-        if self.phase in {Phase.PUBLISHING, Phase.RUNNING} and self.has_ports:
+        is_open = self.phase in {Phase.PROBING, Phase.PUBLISHING, Phase.RUNNING}
+        if is_open and self.has_ports:
             out: Instructions = [Withdraw(self.task_id)]
             return self._end_of_process(exit_status, Phase.RELEASING) + out
         is_withdrawing = self.phase is Phase.WITHDRAWING
@@ -364,9 +365,9 @@ class TaskMachine:
             out = self._end(TaskState.FAILED, err=self._failure, exit_status=exit_status)
         elif self._is_stop_wished():
             out = self._end(TaskState.SHUTDOWN, exit_status=exit_status)
-        elif exit_status.exit_code == 0:
         elif exit_status.is_lost:
             out = self._end(TaskState.FAILED, err=UNSEEN, exit_status=exit_status)
+        elif exit_status.exit_code == 0:
             out = self._end(TaskState.COMPLETE, exit_status=exit_status)
         else:
             cause = ": its memory limit was reached" if exit_status.oom_killed else ""
@@ -457,11 +458,10 @@ class TaskMachine:
             case Phase.PREPARED if self._desired >= TaskState.RUNNING:
                 report = self._report(TaskState.STARTING)
                 return [*report, *self._enter(Phase.STARTING), Start(self.task_id)]
-            case Phase.PROBING if is_stop:
-                return self._stop(now)
-            case Phase.PUBLISHING | Phase.RUNNING if is_stop and self.has_ports:
+            case Phase.PROBING | Phase.PUBLISHING | Phase.RUNNING if is_stop and self.has_ports:
+                # Also while probing: an earlier daemon may have published it just before its end.
                 return [*self._enter(Phase.WITHDRAWING), Withdraw(self.task_id)]
-            case Phase.RUNNING if is_stop:
+            case Phase.PROBING | Phase.RUNNING if is_stop:
                 return self._stop(now)
             case _:
                 return []

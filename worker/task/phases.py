@@ -14,7 +14,7 @@ PREPARED     -                wished: run        STARTING (Start)
 STARTING     Start            Started            PROBING, PUBLISHING, RUNNING or STOPPING
                               StartFailed        REMOVING (Remove), state FAILED
 PROBING      process, checks  a check succeeds   PUBLISHING or RUNNING
-                              wished: stop       STOPPING (Kill)
+                              wished: stop       WITHDRAWING (Withdraw) or STOPPING (Kill)
 PUBLISHING   process, ports   Published          RUNNING
                               wished: stop       WITHDRAWING (Withdraw)
 RUNNING      process          wished: stop       WITHDRAWING (Withdraw) or STOPPING (Kill)
@@ -75,7 +75,9 @@ PHASES_AFTER: dict[Phase, frozenset[Phase]] = {
     _P.CANCELLING: frozenset({_P.REMOVING}),
     _P.PREPARED: frozenset({_P.STARTING, _P.REMOVING}),
     _P.STARTING: frozenset({_P.PROBING, _P.PUBLISHING, _P.RUNNING, _P.STOPPING, _P.REMOVING}),
-    _P.PROBING: frozenset({_P.PUBLISHING, _P.RUNNING, _P.STOPPING, _P.DETACHING}),
+    _P.PROBING: frozenset(
+        {_P.PUBLISHING, _P.RUNNING, _P.WITHDRAWING, _P.STOPPING, _P.RELEASING, _P.DETACHING}
+    ),
     _P.PUBLISHING: frozenset({_P.RUNNING, _P.WITHDRAWING, _P.RELEASING}),
     _P.RUNNING: frozenset({_P.WITHDRAWING, _P.STOPPING, _P.RELEASING, _P.DETACHING}),
     _P.WITHDRAWING: frozenset({_P.STOPPING, _P.RELEASING}),

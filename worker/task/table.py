@@ -48,6 +48,7 @@ from worker.task.events import (
     ReportBug,
     Start,
     StartFailed,
+    StrayKept,
     Tick,
     Unassigned,
     Withdraw,
@@ -56,6 +57,7 @@ from worker.task.events import (
 from worker.task.machine import TaskMachine
 
 PORTS_RETRY_SECONDS = 2.0
+STRAY_RETRY_SECONDS = 10.0
 ABANDONED = "task: internal error of the node's agent; see its log"
 
 
@@ -79,6 +81,8 @@ class TaskTable:
         self._remains: dict[ContainerID, Remains] = {}
         # Containers to remove as soon as no port leads to them.
         self._strays: dict[ContainerID, Remains | None] = {}
+        # Containers that could not be removed, and when that is tried again.
+        self._kept_until: dict[ContainerID, float] = {}
         self._again: dict[TaskID, Assignment] = {}
         self._timers: list[tuple[float, TaskID]] = []
         self._timer_of: dict[TaskID, float] = {}
@@ -99,7 +103,7 @@ class TaskTable:
         assert not self.machines
         self._remains = dict(remains)
         out: list[Instruction] = []
-        for assignment, status in stored:
+        for assignment, status in sorted(stored, key=lambda one: not _has_numbers(*one)):
             out += self._begin(assignment, status, now)
         return out + self._settle_ports(now)
 
@@ -118,6 +122,9 @@ class TaskTable:
                 out = self._ports_answered(now, error="")
             case PortsFailed(error=error):
                 out = self._ports_answered(now, error=error)
+            case StrayKept(container_id=container_id):
+                self._kept_until[container_id] = now + STRAY_RETRY_SECONDS
+                out = []
             case _:
                 out = self._give(event, now)
         return out + self._settle_ports(now)
@@ -132,12 +139,16 @@ class TaskTable:
                 out += self._give(Tick(task_id), now)
         if self._ports_retry_at is not None and self._ports_retry_at <= now:
             self._ports_retry_at = None
+        for container_id in [i for i, due in self._kept_until.items() if due <= now]:
+            del self._kept_until[container_id]
+            self._strays[container_id] = None
         return out + self._settle_ports(now)
 
     def next_timer(self) -> float | None:
         """Return when `tick` is due at the latest; it may turn out that nothing is."""
         first = self._timers[0][0] if self._timers else None
-        times = [t for t in (first, self._ports_retry_at) if t is not None]
+        stray = min(self._kept_until.values(), default=None)
+        times = [t for t in (first, self._ports_retry_at, stray) if t is not None]
         return min(times, default=None)
 
     def stamp(self, report: Report, wall: float) -> TaskStatus:
@@ -169,7 +180,7 @@ class TaskTable:
     def _complete(self, assignments: Sequence[Assignment], now: float) -> list[Instruction]:
         out: list[Instruction] = []
         wanted = {assignment.task.id for assignment in assignments}
-        for assignment in assignments:
+        for assignment in sorted(assignments, key=lambda one: not _has_numbers(one, None)):
             is_known = assignment.task.id in self.machines
             out += self._assign(assignment, now)
             out += self._remind(assignment) if is_known else []
@@ -213,9 +224,13 @@ class TaskTable:
         task_id = assignment.task.id
         machine = self.machines[task_id] = TaskMachine(assignment, status=status)
         container_id = container_id_of(task_id)
-        remains = self._remains.pop(container_id, None) or self._strays.get(container_id)
-        if remains is not None:
-            self._strays.pop(container_id, None)
+        is_stray = container_id in self._strays or container_id in self._kept_until
+        remains = self._remains.pop(container_id, None) or self._strays.pop(container_id, None)
+        self._kept_until.pop(container_id, None)
+        if remains is None and is_stray:
+            # Nobody knows how much of it is left: whoever makes it anew removes that first.
+            state = ContainerState(id=container_id, name="", state="broken")
+            remains = Remains(container=state)
         if remains is None:
             return self._give(Found(task_id), now)
         out = self._give(Found(task_id, remains.container, remains.prepared), now)
@@ -367,3 +382,11 @@ class TaskTable:
             is_closing = request is Withdraw
             out += self._give(Withdrawn(task_id) if is_closing else opened(task_id), now)
         return out
+
+
+def _has_numbers(assignment: Assignment, status: TaskStatus | None) -> bool:
+    """Tell whether the numbers of a task's open host ports are known.
+
+    Such tasks are adopted first, so that no other is given a number that is theirs.
+    """
+    return bool(assignment.task.status.host_ports or (status is not None and status.host_ports))

@@ -29,9 +29,16 @@ from worker.task.events import (
     ReportBug,
     Start,
     Started,
+    StrayKept,
     Wait,
 )
-from worker.task.table import ABANDONED, PORTS_RETRY_SECONDS, Remains, TaskTable
+from worker.task.table import (
+    ABANDONED,
+    PORTS_RETRY_SECONDS,
+    STRAY_RETRY_SECONDS,
+    Remains,
+    TaskTable,
+)
 
 Make = Callable[..., Assignment]
 S = TaskState
@@ -147,6 +154,51 @@ def test_strays_go_only_after_the_first_complete_set() -> None:
     assert one.handle(AssignmentChanges(), 0) == []
     assert one.handle(CompleteAssignments(()), 1) == [PublishPorts(())]
     assert one.handle(PortsApplied(), 1) == [RemoveStray(container_id_of(T1))]
+
+
+def test_stray_that_could_not_be_removed_is_tried_again() -> None:
+    """A container that nobody wants does not run on because its removal failed once."""
+    one = TaskTable()
+    one.adopt([], remains(T1), 0)
+    one.handle(CompleteAssignments(()), 1)
+    one.handle(PortsApplied(), 1)
+    stray = container_id_of(T1)
+
+    assert one.handle(StrayKept(stray, "busy"), 2) == []
+    assert one.next_timer() == 2 + STRAY_RETRY_SECONDS
+    assert one.tick(2 + STRAY_RETRY_SECONDS) == [RemoveStray(stray)]
+    assert one.next_timer() is None
+
+
+def test_task_whose_stray_was_kept_is_made_anew(assigned: Make) -> None:
+    """What could not be removed is out of the way before the same task's container is made."""
+    one = TaskTable()
+    one.adopt([], remains(T1), 0)
+    one.handle(CompleteAssignments(()), 1)
+    one.handle(PortsApplied(), 1)
+    one.handle(StrayKept(container_id_of(T1), "busy"), 2)
+
+    out = one.handle(AssignmentChanges(updated=(assigned("t1"),)), 3)
+
+    assert out[-1] == Prepare(T1, assigned("t1"), is_anew=True)
+    assert one.next_timer() is None
+
+
+def test_adopted_host_ports_keep_their_numbers(assigned: Make) -> None:
+    """A task that never reported its open host port is not given another's number."""
+    starting = assigned("t1", ports=OPEN, status=TaskStatus(state=S.STARTING))
+    number = (
+        PortConfig(target_port=80, published_port=DYNAMIC_PORT_MIN, publish_mode=PortMode.HOST),
+    )
+    status = TaskStatus(state=S.RUNNING, host_ports=number)
+    running = assigned("t2", slot=2, ports=OPEN, status=status)
+
+    for stored in ([(starting, None), (running, None)], []):
+        one = TaskTable()
+        one.adopt(stored, {**remains(T1), **remains(T2)}, 0)
+        one.handle(CompleteAssignments((starting, running)), 1)
+        one.check()
+        assert one.machines[T2].host_ports == number
 
 
 def test_container_without_a_database_is_adopted(assigned: Make) -> None:
