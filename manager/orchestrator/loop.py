@@ -1,9 +1,11 @@
 """The leader's loop: wakes on events, runs a step for every service concerned, writes the plans.
 
 The shell around `step`: it decides nothing about services. Events only say which services to look
-at; the view decides. A plan is written in a transaction that first compares every object with
-what the plan was made from: where the store has moved on, the plan is dropped and the service
-looked at again.
+at; the view decides. Plans are made on the store's head, hence on what they will be written upon:
+on the committed state a change of somebody else on its way to the disk would refuse them, again
+and again until it is there. A plan's transaction first compares every object with what the plan
+was made from: where the store has moved on since, the plan is dropped and the service looked at
+again.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Orchestrator:
             self._start_over(watch.view)
             while True:
                 try:
-                    await self._work()
+                    await self._work(watch)
                 except SwarmError as error:
                     log.warning("orchestrator_write_failed", error=error.message)
                     self._mark_all(self._store.view())
@@ -78,6 +80,9 @@ class Orchestrator:
                         self._take(event)
             except TimeoutError:
                 return
+        self._take_all(watch)
+
+    def _take_all(self, watch: Watch) -> None:
         for event in watch.drain():
             self._take(event)
 
@@ -96,6 +101,9 @@ class Orchestrator:
             self._dirty[service.id] = None
         for task in view.tasks:
             self._dirty[task.service_id] = None
+        # A removed service without tasks may have left specs when the manager stopped.
+        for row in view.spec_versions:
+            self._dirty[row.service_id] = None
 
     def _take(self, event: Event | Resync) -> None:
         if isinstance(event, Resync):
@@ -119,7 +127,7 @@ class Orchestrator:
             case _:
                 pass
 
-    async def _work(self) -> None:
+    async def _work(self, watch: Watch) -> None:
         """Step every service that is due."""
         now = self._clock.wall()
         for service_id, at in list(self._wakes.items()):
@@ -129,13 +137,15 @@ class Orchestrator:
             service_id = next(iter(self._dirty))
             del self._dirty[service_id]
             self._wakes.pop(service_id, None)
+            # What the step before has placed must count in the usage of this one.
+            self._take_all(watch)
             await self._step(service_id)
             # A step of a big service takes milliseconds; the API must get its turn between two.
             await asyncio.sleep(0)
 
     async def _step(self, service_id: ServiceID) -> None:
         assert self._usage is not None
-        view = self._store.view()
+        view = self._store.head()
         plan = step(
             state_of(view, service_id),
             nodes=sorted(view.nodes, key=lambda node: node.id),
@@ -155,14 +165,11 @@ class Orchestrator:
                 self._dirty[service_id] = None
                 return
             _log_plan(service_id, part)
-        if not plan.is_empty:
-            await self._prune_specs(service_id)
+        await self._prune_specs(service_id)
 
     async def _prune_specs(self, service_id: ServiceID) -> None:
         """Drop the versions of a spec that neither the service nor a task names."""
-        view = self._store.view()
-        unused = unused_specs(view, service_id)
-        if unused:
+        if unused_specs(self._store.head(), service_id):
             await self._store.update(lambda tx: _delete_specs(tx, service_id))
 
 

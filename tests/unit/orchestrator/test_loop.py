@@ -1,0 +1,199 @@
+"""The leader's loop on a real store whose log commits when the test says so."""
+
+import asyncio
+import random
+
+import msgspec
+import pytest
+
+from manager.orchestrator.loop import Orchestrator
+from manager.store import Entry, Store
+from proto.ids import ClusterID, NodeID, ServiceID
+from proto.objects import (
+    NANOSECONDS,
+    Cluster,
+    Node,
+    NodeDescription,
+    NodeState,
+    NodeStatus,
+    ReplicatedMode,
+    ResourceRequirements,
+    Resources,
+    Service,
+    ServiceSpec,
+    ServiceSpecVersion,
+    TaskSpec,
+    TaskStatus,
+    spec_version_id,
+)
+from proto.states import TaskState
+
+# Far more turns of the loop than any of these scenarios needs.
+TURNS = 200
+
+
+class StandingClock:
+    """Time does not pass."""
+
+    def wall(self):
+        """Return a date."""
+        return 1_700_000_000.0
+
+    def monotonic(self):
+        """Return a moment."""
+        return 0.0
+
+
+class HeldLog:
+    """A log in memory that commits in the next turn, or when `release` is called."""
+
+    snapshot_index = 0
+
+    def __init__(self):
+        self.proposed = 0
+        self.committed = 0
+        self.is_held = False
+        self._waiting = []
+
+    @property
+    def last_index(self):
+        """Return the newest index."""
+        return self.proposed
+
+    def propose(self, _data):
+        """Queue an entry."""
+        self.proposed += 1
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        if not self.is_held:
+            asyncio.get_running_loop().call_soon(self.release)
+        return future
+
+    def release(self):
+        """Commit all that waits."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            self.committed += 1
+            future.set_result(self.committed)
+
+    def restore(self):
+        """Hold nothing."""
+        return iter(()), iter(tuple[Entry, ...]())
+
+
+def service(name, *, replicas, nano_cpus=0, spec_version=1):
+    """Make a service and the row of its spec."""
+    spec = ServiceSpec(
+        name=name,
+        mode=ReplicatedMode(replicas=replicas),
+        task=TaskSpec(resources=ResourceRequirements(reservations=Resources(nano_cpus=nano_cpus))),
+    )
+    row_id = spec_version_id(ServiceID(name), spec_version)
+    return (
+        Service(id=ServiceID(name), spec=spec, spec_version=spec_version),
+        ServiceSpecVersion(
+            id=row_id, service_id=ServiceID(name), spec_version=spec_version, spec=spec
+        ),
+    )
+
+
+def write(*rows):
+    """Return a transaction that creates rows."""
+
+    def change(tx):
+        for row in rows:
+            tx.create(row)
+
+    return change
+
+
+async def settle():
+    """Let the loop turn."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def led():
+    """A store with one node of four cores, and the loop at work on it."""
+    log = HeldLog()
+    store = Store.open(log, StandingClock())
+    node = Node(
+        id=NodeID("n1"),
+        description=NodeDescription(resources=Resources(nano_cpus=4 * NANOSECONDS)),
+        status=NodeStatus(state=NodeState.READY),
+    )
+    await store.update(write(Cluster(id=ClusterID("c1")), node))
+    loop = Orchestrator(store, clock=StandingClock(), rng=random.Random(1))
+    running = asyncio.create_task(loop.run())
+    await settle()
+    yield store, log
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_change_on_its_way_to_the_disk_does_not_make_the_loop_spin(led):
+    """While somebody's change is not durable yet, the loop plans upon it once and waits."""
+    store, log = led
+    await store.update(write(*service("web", replicas=1)))
+    await settle()
+    (task,) = store.view().tasks
+    steps = []
+    update = store.update
+    store.update = lambda fn: (steps.append(fn), update(fn))[1]
+    scaled, _ = service("web", replicas=0)
+    version = store.view().services.get(ServiceID("web")).version
+    accepted = TaskStatus(state=TaskState.ACCEPTED)
+
+    log.is_held = True
+    scaling = update(lambda tx: tx.update(msgspec.structs.replace(scaled, version=version)))
+    log.release()  # the loop will see this, and meanwhile a report is on its way to the disk
+    report = update(lambda tx: tx.update(msgspec.structs.replace(task, status=accepted)))
+    await settle()
+
+    assert 0 < len(steps) <= 2
+    log.is_held = False
+    log.release()
+    await asyncio.gather(scaling, report)
+    await settle()
+    assert [task.desired_state for task in store.view().tasks] == [TaskState.REMOVE]
+
+
+async def test_services_of_one_turn_do_not_reserve_the_same_cores(led):
+    """What one service's step has placed counts in the next one's."""
+    store, _ = led
+    first = service("web", replicas=3, nano_cpus=NANOSECONDS)
+    second = service("db", replicas=3, nano_cpus=NANOSECONDS)
+
+    await store.update(write(*first, *second))
+    await settle()
+
+    placed = [task for task in store.view().tasks if task.node_id]
+    assert (len(placed), len(store.view().tasks)) == (4, 6)
+
+
+async def test_the_specs_of_a_removed_service_without_tasks_go(led):
+    """No plan has to be written for the service's spec rows to be dropped."""
+    store, _ = led
+    await store.update(write(*service("web", replicas=0)))
+    await settle()
+    assert len(store.view().spec_versions) == 1
+
+    await store.update(lambda tx: tx.delete(Service, "web"))
+    await settle()
+
+    assert len(store.view().spec_versions) == 0
+
+
+async def test_spec_rows_that_an_earlier_manager_left_go_at_the_start():
+    """A manager that died between removing a service and pruning leaves nothing for ever."""
+    store = Store.open(HeldLog(), StandingClock())
+    await store.update(write(service("web", replicas=0)[1]))
+    loop = Orchestrator(store, clock=StandingClock(), rng=random.Random(1))
+    running = asyncio.create_task(loop.run())
+    await settle()
+
+    assert len(store.view().spec_versions) == 0
+
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
