@@ -32,6 +32,7 @@ from proto.objects import (
     NodeState,
     NodeStatus,
     PortConfig,
+    PortMode,
     Task,
     TaskStatus,
     spec_version_id,
@@ -118,13 +119,44 @@ def _differs(old: object, new: Task) -> bool:
 def _assignment(view: View, task: Task) -> Assignment:
     row = view.spec_versions.get(spec_version_id(task.service_id, task.spec_version))
     assert row is not None, "a spec version is kept while a task names it"
-    return Assignment(task, row.spec, _ports(view, task))
-
-
-def _ports(view: View, task: Task) -> tuple[PortConfig, ...]:
-    """Return the published ports of the task's service as allocated."""
     service = view.services.get(task.service_id)
-    return service.endpoint.ports if service is not None else ()
+    allocated = service.endpoint.ports if service is not None else ()
+    endpoint = row.spec.endpoint
+    return Assignment(task, row.spec, numbered_ports(endpoint.ports if endpoint else (), allocated))
+
+
+def numbered_ports(
+    ports: tuple[PortConfig, ...], allocated: tuple[PortConfig, ...]
+) -> tuple[PortConfig, ...]:
+    """Return a task's ports with their published numbers.
+
+    Args:
+        ports: of the spec that the task was made from, so that an older task is not given the
+            target ports of a newer spec.
+        allocated: what its service has now. A port without a number takes that of the like port,
+            else that of the first of its kind that is left; where there is none it stays 0.
+    """
+    spare = [
+        port
+        for port in allocated
+        if (port.protocol, port.published_port)
+        not in {(p.protocol, p.published_port) for p in ports if p.published_port}
+    ]
+    numbered: list[PortConfig] = []
+    for port in ports:
+        chosen = port
+        if not port.published_port and port.publish_mode is PortMode.INGRESS:
+            like = [p for p in spare if msgspec.structs.replace(p, published_port=0) == port]
+            kin = [
+                p
+                for p in spare
+                if (p.protocol, p.publish_mode) == (port.protocol, PortMode.INGRESS)
+            ]
+            for found in (*like, *kin)[:1]:
+                spare.remove(found)
+                chosen = msgspec.structs.replace(port, published_port=found.published_port)
+        numbered.append(chosen)
+    return tuple(numbered)
 
 
 def write_statuses(tx: Transaction, node_id: NodeID, updates: Sequence[StatusUpdate]) -> None:

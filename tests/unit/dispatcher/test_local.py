@@ -3,10 +3,17 @@
 import msgspec
 import pytest
 
-from manager.dispatcher.local import assignment_changes, merge_status
+from manager.dispatcher.local import assignment_changes, merge_status, numbered_ports
 from manager.store import Created, Deleted, Updated
 from proto.ids import NodeID, ServiceID, TaskID
-from proto.objects import ServiceSpec, ServiceSpecVersion, Task, TaskStatus
+from proto.objects import (
+    PortConfig,
+    PortMode,
+    ServiceSpec,
+    ServiceSpecVersion,
+    Task,
+    TaskStatus,
+)
 from proto.states import TaskState
 
 
@@ -104,3 +111,34 @@ def test_a_deleted_task_is_removed():
     changes = assignment_changes([Created(new=gone), Deleted(old=gone)], _View(), NodeID("me"))
 
     assert (gone.id,) == changes.removed
+
+
+@pytest.mark.parametrize(
+    ("asked", "allocated", "numbers"),
+    [
+        ([(80, 0)], [(80, 30000)], [30000]),
+        ([(80, 8080)], [(8080, 8080)], [8080]),  # the older task keeps its own target port
+        ([(80, 0)], [(8080, 30000)], [30000]),  # the only one of its kind that is left
+        ([(80, 0), (81, 0)], [(81, 30001), (80, 30000)], [30000, 30001]),
+        ([(80, 0)], [], [0]),
+        ([(80, 0), (81, 30000)], [(80, 30000)], [0, 30000]),
+        ([], [(80, 8080)], []),  # an update that adds a port does not give it to older tasks
+    ],
+)
+def test_a_task_has_the_ports_of_its_own_spec(asked, allocated, numbers):
+    """A service's present numbers are matched with the ports that the task was made with."""
+
+    def ports(pairs):
+        return tuple(PortConfig(target_port=t, published_port=p) for t, p in pairs)
+
+    numbered = numbered_ports(ports(asked), ports(allocated))
+
+    assert numbers == [port.published_port for port in numbered]
+    assert [target for target, _ in asked] == [port.target_port for port in numbered]
+
+
+def test_an_open_host_port_is_left_to_the_node():
+    """Each node draws the number of a port of mode host itself."""
+    port = PortConfig(target_port=80, publish_mode=PortMode.HOST)
+
+    assert (port,) == numbered_ports((port,), (PortConfig(target_port=80, published_port=30000),))
