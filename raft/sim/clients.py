@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from raft.sim.host import Host
     from raft.sim.world import World
 
-REGISTER, LIST = 0, 1
+REGISTER, LIST, TRAFFIC = 0, 1, 2
+# What clients use, and what is checked.
 KEYS = (REGISTER, LIST)
+# Asks once and does not come back.
+_PASSER_BY = -1
 _TO_LEADER = 0.75
 _READS = 0.45
 # More of these on one key make the search for an order long, and the history no sharper.
@@ -50,11 +53,11 @@ class Clients:
 
     def stop(self) -> None:
         """Ask for nothing new."""
-        self._left = 0
+        self._left = -len(self._waiting)
 
     def write(self, host: Host) -> Operation:
-        """Ask a host for one write, outside of any client's turn."""
-        operation = self._begin("write", REGISTER)
+        """Ask a host for one write that no client waits for; nobody reads that key."""
+        operation = self._begin("write", TRAFFIC)
         if not host.submit(operation):
             self.history.pop(operation.id, None)
         return operation
@@ -70,20 +73,32 @@ class Clients:
         if self._left <= 0:
             return
         world = self._world
-        host = world.choose_host(leader=world.random() < _TO_LEADER)
+        key = KEYS[int(world.random() * len(KEYS))]
+        is_read = world.random() < _READS or self._unknown[key] >= _UNKNOWN_MAX
+        leaders = world.leaders() if world.random() < _TO_LEADER else []
+        # Of several, writes try the newest, reads the oldest: there a lie would be found.
+        host = leaders[-1 if is_read else 0] if leaders else world.choose_host()
         if host is None:
             world.after(self._think_time, self._act, client)
             return
         self._left -= 1
-        key = KEYS[int(world.random() * len(KEYS))]
-        is_read = world.random() < _READS or self._unknown[key] >= _UNKNOWN_MAX
         kind = "read" if is_read else ("write" if key == REGISTER else "append")
+        self._ask(client, host, kind, key)
+
+    def _ask(self, client: int, host: Host, kind: str, key: int) -> None:
         operation = self._begin(kind, key)
-        world.note("call", client, host.id, operation)
+        self._world.note("call", client, host.id, operation)
         self._waiting[operation.id] = client
-        world.after(world.patience, self._give_up, operation)
+        self._world.after(self._world.patience, self._give_up, operation)
         if not host.submit(operation):
             self.refused(operation)
+
+    def doubt(self, _: None) -> None:
+        """While several think they lead: write to the newest, read from the oldest."""
+        leaders = self._world.leaders()
+        if len(leaders) > 1 and self._unknown[REGISTER] < _UNKNOWN_MAX:
+            self._ask(_PASSER_BY, leaders[-1], "read", REGISTER)
+            self._ask(_PASSER_BY, leaders[0], "write", REGISTER)
 
     def ended(self, operation: Operation, result: State | None) -> None:
         """A member answers."""
@@ -100,7 +115,11 @@ class Clients:
         """Surely nothing happened, and nothing will."""
         if operation.ended == FOREVER:
             self.history.pop(operation.id, None)
-        self._next(self._waiting.pop(operation.id, None))
+        client = self._waiting.pop(operation.id, None)
+        if client is not None and client != _PASSER_BY:
+            # Nobody leads, probably.
+            self._left += 1
+            self._world.after(self._world.election_time * self._world.random(), self._act, client)
 
     def _give_up(self, operation: Operation) -> None:
         client = self._waiting.pop(operation.id, None)
@@ -113,7 +132,7 @@ class Clients:
         self._next(client)
 
     def _next(self, client: int | None) -> None:
-        if client is not None:
+        if client is not None and client != _PASSER_BY:
             self._world.after(self._think_time * self._world.random(), self._act, client)
 
     def check(self) -> None:

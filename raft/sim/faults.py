@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 from raft.core import AddLearner, Change, Core, Demote, Promote, RaftID, Readdress, Remove
 from raft.sim.checks import Failure
-from raft.sim.host import DOOMS, Host
+from raft.sim.host import BEFORE, DOOMS, Host
 
 if TYPE_CHECKING:
     from raft.sim.world import World
 
 
 class Faults:
-    """Acts on a world; every public method without arguments is a fault."""
+    """Acts on a world; the public methods that scenarios name are the faults."""
 
     def __init__(self, world: World) -> None:
         """Prepare the scenario's choice."""
         self._world = world
         self._is_over = False
+        self._partner = 0
         self._choice: list[Callable[[], None]] = []
         for name, weight in world.scenario.faults:
             self._choice += [getattr(self, name)] * weight
@@ -55,7 +56,7 @@ class Faults:
     # Choices.
 
     def _one(self) -> Host | None:
-        return self._world.choose_host(leader=False)
+        return self._world.choose_host()
 
     def _leader(self) -> Host | None:
         leaders = self._world.leaders()
@@ -102,6 +103,14 @@ class Faults:
             host.doom = DOOMS[int(self._world.random() * len(DOOMS))]
         self._crash(self._leader())
 
+    def doom_follower_and_crash_leader(self) -> None:
+        """The leader loses power, and somebody else before its next sync: that of a vote."""
+        leader = self._leader()
+        host = self._one()
+        if leader is not None and host is not None and host is not leader:
+            host.doom = BEFORE
+            self._crash(leader)
+
     # Disks.
 
     def stick_disk(self) -> None:
@@ -134,18 +143,70 @@ class Faults:
         self.heal()
         self._isolate(self._leader())
 
-    def isolate_leader_and_client(self) -> None:
-        """Cut the leader off while somebody asks it, and somebody else its successor."""
-        self.isolate_leader()
-
     def isolate_leader_after_write(self) -> None:
         """The leader takes writes that nobody else gets to see; former such leaders come back."""
+        self._isolate_after_write(self._leader())
+
+    def _isolate_after_write(self, host: Host | None) -> None:
         self.heal()
-        host = self._leader()
-        if host is not None:
+        if host is not None and not self._is_over:
             self._isolate(host)
             for _ in range(1 + int(self._world.random() * 3)):
                 self._world.clients.write(host)
+
+    def led(self, host: Host) -> None:
+        """Somebody was elected: what the scenario has in store for new leaders."""
+        world = self._world
+        scenario = world.scenario
+        if self._is_over:
+            return
+        for delay in scenario.doubts:
+            world.after(delay, world.clients.doubt, None)
+        if scenario.is_changing_first:
+            # Cut off before its first message leaves; the change is for few or none to see.
+            if world.random() < scenario.fall:
+                self.heal()
+                self._isolate(host)
+            else:
+                self._pair_off(host)
+            world.after(0.0, self._change_votes, host)
+        elif scenario.fall and world.random() < scenario.fall:
+            world.after(scenario.fall_time * world.random(), self._isolate_after_write, host)
+
+    def _pair_off(self, host: Host) -> None:
+        """Leave a host with one other, apart from the rest."""
+        if self._is_over:
+            return
+        self.heal()
+        others = [number for number in self._world.hosts if number != host.id]
+        self._partner = others.pop(int(self._world.random() * len(others)))
+        self._world.network.split([host.id, self._partner], others)
+
+    def seesaw(self) -> None:
+        """The leader takes writes that one other gets to see; a successor arises; it comes back.
+
+        What the other answered in the first term arrives late, perhaps in the third.
+        """
+        host = self._leader()
+        if host is None:
+            return
+        self._pair_off(host)
+        for _ in range(3 + int(self._world.random() * 8)):
+            self._world.clients.write(host)
+        after = self._world.after
+        after(2.6 * self._world.election_time, self._cut_partner, None)
+        after(3.6 * self._world.election_time, self._hand_back, host)
+
+    def _cut_partner(self, _: None) -> None:
+        if not self._is_over:
+            self.heal()
+            self._isolate(self._world.hosts[self._partner])
+
+    def _hand_back(self, former: Host) -> None:
+        host = None if self._is_over else self._leader()
+        if host is not None and host.core is not None:
+            host.core.transfer_leader(former.id)
+            host.work()
 
     def isolate_one(self) -> None:
         """Cut somebody off."""
@@ -215,6 +276,19 @@ class Faults:
             joining.start()
         host.core.propose_change(change)
         host.work()
+
+    def _change_votes(self, host: Host) -> None:
+        """Ask for a change that gives or takes a vote, and keeps the number of the member."""
+        if host.core is None or self._is_over:
+            return
+        options: list[Change] = [
+            Demote(member.id) if member.is_voter else Promote(member.id)
+            for member in host.core.membership.members
+            if member.id != host.id
+        ]
+        if options:
+            host.core.propose_change(options[int(self._world.random() * len(options))])
+            host.work()
 
     def _draw_change(self, core: Core) -> Change | None:
         world = self._world

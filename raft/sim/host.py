@@ -149,6 +149,7 @@ class Host:
             self._led = core.term
             self.world.note("leads", self.id, core.term)
             self.world.truth.led(core)
+            self.world.faults.led(self)
         self._works += 1
         if self._works % _CHECK_EVERY == 0:
             core.check()

@@ -26,7 +26,12 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         clients: how many.
         operations: of all of them together.
         think_time: between two operations of a client, at most.
+        patience: how many ticks a client waits for an answer.
         election_ticks: the election time-out.
+        fall: how likely a new leader is cut off soon after its election, the former ones joined.
+        fall_time: at most this long after it.
+        is_changing_first: a new leader asks for a change before anything else.
+        doubts: how long after an election former leaders are asked for what they no longer know.
         is_disruption_checked: a member that comes back must not depose a good leader.
     """
 
@@ -45,7 +50,12 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     clients: int = 2
     operations: int = 50
     think_time: float = 30.0
+    patience: float = 20.0
     election_ticks: int = 5
+    fall: float = 0.0
+    fall_time: float = 30.0
+    is_changing_first: bool = False
+    doubts: tuple[float, ...] = ()
     is_disruption_checked: bool = False
 
 
@@ -76,15 +86,15 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         name="succession",
-        faults=(("isolate_leader_after_write", 6), ("crash_leader", 2), ("heal", 2)),
-        fault_time=45.0,
-        voters=(3, 5),
-        weather=Weather(loss=0.02, delay_spread=4.0, delay_min=1.0),
+        faults=(("isolate_leader_after_write", 2), ("crash_leader", 1)),
+        fault_time=150.0,
+        duration=1500.0,
+        weather=Weather(delay_spread=4.0, delay_min=1.0),
         entries_max=1,
         under_way=1,
-        clients=3,
-        think_time=15.0,
-        operations=90,
+        operations=30,
+        think_time=60.0,
+        fall=0.8,
     ),
     Scenario(
         name="power",
@@ -95,19 +105,24 @@ SCENARIOS: tuple[Scenario, ...] = (
         disk_time=15.0,
     ),
     Scenario(
+        name="votes",
+        faults=(("doom_follower_and_crash_leader", 3), ("heal", 1)),
+        fault_time=100.0,
+        duration=1600.0,
+        weather=Weather(delay_spread=3.0),
+        operations=30,
+        fall=0.8,
+        fall_time=8.0,
+    ),
+    Scenario(
         name="reads",
-        faults=(
-            ("isolate_leader", 5),
-            ("isolate_leader_and_client", 3),
-            ("heal", 4),
-            ("transfer", 2),
-        ),
-        fault_time=60.0,
-        voters=(3, 5),
-        weather=Weather(late=0.01, delay_spread=3.0),
-        clients=4,
-        think_time=15.0,
-        operations=90,
+        faults=(("isolate_leader", 1),),
+        fault_time=200.0,
+        duration=1800.0,
+        weather=Weather(late=0.25, late_time=200.0, delay_spread=3.0),
+        think_time=60.0,
+        patience=8.0,
+        doubts=(5.0, 12.0, 19.0, 26.0, 33.0),
     ),
     Scenario(
         name="rejoin",
@@ -135,6 +150,19 @@ SCENARIOS: tuple[Scenario, ...] = (
         think_time=25.0,
     ),
     Scenario(
+        name="factions",
+        faults=(("change", 1), ("heal", 1)),
+        fault_time=200.0,
+        duration=1500.0,
+        voters=(4,),
+        spares=1,
+        weather=Weather(delay_min=1.0, delay_spread=6.0),
+        operations=30,
+        think_time=60.0,
+        fall=0.5,
+        is_changing_first=True,
+    ),
+    Scenario(
         name="snapshots",
         faults=(
             ("isolate_leader_after_write", 5),
@@ -153,13 +181,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         name="echoes",
-        faults=(("isolate_leader", 4), ("heal", 4), ("crash_leader", 2), ("cut_one_way", 2)),
-        fault_time=50.0,
-        voters=(3, 5),
-        weather=Weather(loss=0.02, double=0.15, late=0.15, late_time=250.0, delay_spread=6.0),
-        clients=3,
-        think_time=15.0,
-        operations=70,
+        faults=(("seesaw", 1),),
+        fault_time=270.0,
+        duration=2000.0,
+        voters=(5,),
+        weather=Weather(double=0.1, late=0.25, late_time=300.0, delay_spread=6.0),
+        think_time=80.0,
+        operations=30,
     ),
     Scenario(
         name="disks",
@@ -178,12 +206,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         name="transfers",
         faults=(("transfer", 8), ("isolate_leader", 2), ("transfer_and_isolate", 4), ("heal", 5)),
-        fault_time=45.0,
-        voters=(3, 5),
+        fault_time=70.0,
         weather=Weather(late=0.05, late_time=60.0, delay_spread=3.0),
-        clients=4,
-        think_time=12.0,
-        operations=90,
+        think_time=60.0,
+        patience=8.0,
+        doubts=(5.0, 12.0, 19.0, 26.0, 33.0),
+        election_ticks=10,
     ),
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from raft.core import Config, Core, Member, Membership, RaftID, Role, Snapshot, bootstrap
@@ -61,7 +61,7 @@ class World:
         self.entries_kept = scenario.entries_kept
         self.election_ticks = scenario.election_ticks
         self.election_time = scenario.election_ticks * TICK_TIME
-        self.patience = 4 * self.election_time
+        self.patience = scenario.patience * TICK_TIME
         self.clients = Clients(self, scenario.operations, scenario.think_time)
         self.hosts: dict[int, Host] = {}
         self.disks: list[Disk] = []
@@ -149,9 +149,9 @@ class World:
         """Return those that are switched on."""
         return [host for host in self.hosts.values() if host.core is not None]
 
-    def choose_host(self, *, leader: bool) -> Host | None:
-        """Return one that is up, or one of those that think they lead."""
-        hosts: Sequence[Host] = (self.leaders() if leader else None) or self.up()
+    def choose_host(self) -> Host | None:
+        """Return one that is up."""
+        hosts = self.up()
         return hosts[int(self.random() * len(hosts))] if hosts else None
 
     def revive_later(self, host: Host) -> None:
