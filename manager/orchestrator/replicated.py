@@ -124,7 +124,8 @@ def _scale(draft: Draft, rng: random.Random) -> None:
         number += 1
         while number in kept:
             number += 1
-        draft.create(number)
+        # READY first: a removed task may still run in a slot of this number.
+        draft.create(number, desired=TaskState.READY)
 
 
 def _surplus(slots: Slots, replicas: int) -> list[int]:
@@ -159,16 +160,24 @@ def _succeed(draft: Draft, number: int, tasks: list[Task], rng: random.Random) -
 
 
 def _release_ready(draft: Draft) -> None:
-    """Let the READY tasks go whose delay is over and whose predecessors are gone."""
+    """Let the READY tasks go whose delay is over and whose predecessors are gone.
+
+    So are tasks that are being removed, of a slot that was scaled away and is needed again.
+    """
     assert draft.service is not None
     start_first = is_start_first(draft.service)
-    for tasks in draft.slots().values():
+    leaving = {
+        task.slot
+        for task in draft.tasks()
+        if task.desired_state is TaskState.REMOVE and not _is_gone(task)
+    }
+    for number, tasks in draft.slots().items():
         for position, task in enumerate(tasks):
             if task.desired_state is not TaskState.READY:
                 continue
             if task.not_before > draft.now:
                 draft.wake(task.not_before)
-            elif start_first or all(map(_is_gone, tasks[:position])):
+            elif start_first or (number not in leaving and all(map(_is_gone, tasks[:position]))):
                 draft.want(task, TaskState.RUNNING)
 
 

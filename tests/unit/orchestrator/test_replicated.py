@@ -79,6 +79,25 @@ def test_scale_to_zero_and_back(make_world):
     assert [t.slot for t in world.running()] == [1, 2]
 
 
+def test_a_slot_that_is_needed_again_waits_for_its_removed_task(make_world):
+    """Scaled down and up at once: the slot's former task still runs, its new one waits for it."""
+    world = make_world(replicas=2)
+    world.settle()
+    old = world.running()[1]
+
+    world.scale(1)
+    world.step()
+    world.scale(2)
+    plan = world.step()
+
+    (new,) = plan.created
+    assert (new.slot, new.desired_state) == (2, TaskState.READY)
+    world.report(old, TaskState.SHUTDOWN)
+    world.step()
+    assert world.tasks[new.id].desired_state is TaskState.RUNNING
+    assert old.id not in world.tasks
+
+
 def test_a_failed_task_is_replaced_after_its_delay(make_world):
     """The successor is prepared at once but held READY until the restart delay is over."""
     world = make_world(replicas=1)
