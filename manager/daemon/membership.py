@@ -22,6 +22,7 @@ from typing_extensions import override
 from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from manager.controlapi import Control
+from manager.controlapi.ports import allocate_ports
 from manager.dispatcher.local import LocalDispatcher
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Store, Transaction
@@ -204,7 +205,7 @@ class Membership:
 
     def orchestrator(self, clock: Clock, rng: random.Random) -> Orchestrator:
         """Return the loop that turns services into tasks."""
-        return Orchestrator(self.store, clock=clock, rng=rng)
+        return Orchestrator(self.store, clock=clock, rng=rng, allocate_ports=allocate_ports)
 
     async def close(self) -> None:
         """Close store, log and keys; what was acknowledged is durable already."""

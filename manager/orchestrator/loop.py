@@ -14,21 +14,27 @@ import asyncio
 import random
 from collections.abc import Iterable
 from functools import partial
+from typing import Protocol
 
+import msgspec
 import structlog
 
 from manager.orchestrator.draft import ServicePlan, ServiceState
 from manager.orchestrator.step import step
+from manager.orchestrator.update import rollback_refused
 from manager.store.store import Store
 from manager.store.tables import View
 from manager.store.transaction import Transaction
 from manager.store.watch import Change, Event, Resync, Watch
 from proto.clock import Clock
-from proto.errors import SwarmError
+from proto.errors import InUseError, ResourceExhaustedError, SwarmError
 from proto.ids import ServiceID
 from proto.objects import (
     Cluster,
+    Endpoint,
+    EndpointSpec,
     Node,
+    PortConfig,
     Service,
     ServiceSpecVersion,
     Task,
@@ -45,12 +51,32 @@ HISTORY_LIMIT_DEFAULT = 5
 RETRY_SECONDS = 1.0
 
 
+class PortAllocation(Protocol):
+    """Gives published ports their numbers, as the control API does."""
+
+    def __call__(
+        self,
+        view: View,
+        service_id: ServiceID,
+        spec: EndpointSpec | None,
+        old: tuple[PortConfig, ...] = ...,
+    ) -> tuple[PortConfig, ...]:
+        """Return the ports with their numbers.
+
+        Raises:
+            InUseError, ResourceExhaustedError: a port cannot be had.
+        """
+
+
 class Orchestrator:
     """Runs steps for as long as this manager leads."""
 
-    def __init__(self, store: Store, *, clock: Clock, rng: random.Random) -> None:
-        """Keep what steps are given."""
+    def __init__(
+        self, store: Store, *, clock: Clock, rng: random.Random, allocate_ports: PortAllocation
+    ) -> None:
+        """Keep what steps are given; `allocate_ports` serves services that are rolled back."""
         self._store = store
+        self._allocate_ports = allocate_ports
         self._clock = clock
         self._rng = rng
         self._dirty: dict[ServiceID, None] = {}
@@ -160,7 +186,8 @@ class Orchestrator:
         if plan.is_short:
             self._short[service_id] = None
         for part in split(plan):
-            if not await self._store.update(partial(write, plan=part)):
+            apply = partial(write, plan=part, allocate_ports=self._allocate_ports)
+            if not await self._store.update(apply):
                 log.debug("plan_dropped", service_id=service_id)
                 self._dirty[service_id] = None
                 return
@@ -230,7 +257,7 @@ def split(plan: ServicePlan) -> Iterable[ServicePlan]:
         )
 
 
-def write(tx: Transaction, plan: ServicePlan) -> bool:
+def write(tx: Transaction, plan: ServicePlan, *, allocate_ports: PortAllocation) -> bool:
     """Write a plan unless something of it changed meanwhile; tell whether it was written."""
     if not _is_current(tx, plan):
         return False
@@ -241,7 +268,7 @@ def write(tx: Transaction, plan: ServicePlan) -> bool:
     for task in plan.created:
         tx.create(task)
     if plan.service is not None:
-        _write_service(tx, plan.service)
+        _write_service(tx, _with_ports(tx, plan.service, allocate_ports))
     return True
 
 
@@ -259,6 +286,22 @@ def _is_current(tx: Transaction, plan: ServicePlan) -> bool:
         return True
     stored_service = tx.services.get(plan.service.id)
     return stored_service is not None and stored_service.version == plan.service.version
+
+
+def _with_ports(tx: Transaction, service: Service, allocate_ports: PortAllocation) -> Service:
+    """Give a service that goes back to its former spec the ports of that spec.
+
+    Another service may have taken one meanwhile: then the update stays paused and says so.
+    """
+    stored = tx.services.get(service.id)
+    assert stored is not None
+    if service.spec.endpoint == stored.spec.endpoint:
+        return service
+    try:
+        ports = allocate_ports(tx, service.id, service.spec.endpoint, stored.endpoint.ports)
+    except (InUseError, ResourceExhaustedError) as error:
+        return rollback_refused(stored, error.message)
+    return msgspec.structs.replace(service, endpoint=Endpoint(ports=ports))
 
 
 def _write_service(tx: Transaction, service: Service) -> None:

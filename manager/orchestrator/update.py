@@ -167,6 +167,17 @@ def _roll_back(draft: Draft, message: str) -> None:
     _set_status(draft, ROLLBACK_STARTED, message)
 
 
+def rollback_refused(service: Service, reason: str) -> Service:
+    """Return the service with its failed update paused, since it cannot be rolled back."""
+    assert service.update_status is not None
+    status = msgspec.structs.replace(
+        service.update_status,
+        state=PAUSED,
+        message=f"update paused since it cannot be rolled back: {reason}",
+    )
+    return msgspec.structs.replace(service, update_status=status)
+
+
 def _complete(draft: Draft, slots: dict[int, list[Task]]) -> None:
     """End the update when every task of the present spec has outlived its monitoring time."""
     service = draft.service

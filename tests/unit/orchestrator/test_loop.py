@@ -8,14 +8,18 @@ import pytest
 
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Entry, Store
+from proto.errors import InUseError
 from proto.ids import ClusterID, NodeID, ServiceID
 from proto.objects import (
     NANOSECONDS,
     Cluster,
+    Endpoint,
+    EndpointSpec,
     Node,
     NodeDescription,
     NodeState,
     NodeStatus,
+    PortConfig,
     ReplicatedMode,
     ResourceRequirements,
     Resources,
@@ -24,12 +28,23 @@ from proto.objects import (
     ServiceSpecVersion,
     TaskSpec,
     TaskStatus,
+    UpdateConfig,
+    UpdateStatus,
     spec_version_id,
 )
 from proto.states import TaskState
 
 # Far more turns of the loop than any of these scenarios needs.
 TURNS = 200
+
+
+def allocate(view, service_id, spec, old=()):
+    """Refuse the port 81; give all others as they were asked for."""
+    del view, service_id, old
+    ports = spec.ports if spec is not None else ()
+    if any(port.published_port == 81 for port in ports):
+        raise InUseError("port '81' is already in use by service 'other'")
+    return ports
 
 
 class StandingClock:
@@ -124,7 +139,7 @@ async def led():
         status=NodeStatus(state=NodeState.READY),
     )
     await store.update(write(Cluster(id=ClusterID("c1")), node))
-    loop = Orchestrator(store, clock=StandingClock(), rng=random.Random(1))
+    loop = Orchestrator(store, clock=StandingClock(), rng=random.Random(1), allocate_ports=allocate)
     running = asyncio.create_task(loop.run())
     await settle()
     yield store, log
@@ -189,7 +204,7 @@ async def test_spec_rows_that_an_earlier_manager_left_go_at_the_start():
     """A manager that died between removing a service and pruning leaves nothing for ever."""
     store = Store.open(HeldLog(), StandingClock())
     await store.update(write(service("web", replicas=0)[1]))
-    loop = Orchestrator(store, clock=StandingClock(), rng=random.Random(1))
+    loop = Orchestrator(store, clock=StandingClock(), rng=random.Random(1), allocate_ports=allocate)
     running = asyncio.create_task(loop.run())
     await settle()
 
@@ -197,3 +212,42 @@ async def test_spec_rows_that_an_earlier_manager_left_go_at_the_start():
 
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("port", "state"), [(80, "rollback_started"), (81, "paused")])
+async def test_a_failed_update_takes_its_ports_back_or_says_why_not(led, port, state):
+    """A service that is rolled back has the ports of the spec that it went back to."""
+    store, _ = led
+    await store.update(write(*service("web", replicas=1)))
+    await settle()
+    (task,) = store.view().tasks
+
+    def endpoint(number):
+        return EndpointSpec(ports=(PortConfig(target_port=80, published_port=number),))
+
+    def fail(tx):
+        row = tx.services.get(ServiceID("web"))
+        spec = msgspec.structs.replace(
+            row.spec, endpoint=endpoint(8080), update=UpdateConfig(failure_action="rollback")
+        )
+        tx.update(
+            msgspec.structs.replace(
+                row,
+                spec=spec,
+                endpoint=Endpoint(ports=endpoint(8080).ports),
+                previous_spec=msgspec.structs.replace(row.spec, endpoint=endpoint(port)),
+                previous_spec_version=7,
+                update_status=UpdateStatus(state="updating", started_at=0.0),
+            )
+        )
+        status = TaskStatus(state=TaskState.FAILED, timestamp=StandingClock().wall())
+        tx.update(msgspec.structs.replace(tx.tasks.get(task.id), status=status))
+
+    await store.update(fail)
+    await settle()
+
+    after = store.view().services.get(ServiceID("web"))
+    assert after.update_status.state == state
+    assert after.endpoint.ports == after.spec.endpoint.ports
+    assert (after.spec.endpoint == endpoint(port)) == (state != "paused")
+    assert ("port '81'" in after.update_status.message) == (state == "paused")
