@@ -7,6 +7,7 @@ nothing that a crash could lose, and a new daemon continues where the old one st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import platform
@@ -240,10 +241,12 @@ class OciRuntime:
         log.warning("container_monitor_lost", container_id=container_id, pid=record.pid)
         if record.boot_id == self._boot_id:
             await self._blocking(removal.kill_recorded, record)
-        directory.write("exit", str(LOST_EXIT_CODE).encode())
-        ended = directory.exit_status()
-        assert ended is not None
-        return ended
+        try:
+            directory.write("exit", str(LOST_EXIT_CODE).encode())
+        except OSError as error:
+            # A full disk ends monitors too; without the file the end is guessed anew each time.
+            log.warning("exit_not_written", container_id=container_id, error=str(error))
+        return directory.exit_status() or ExitStatus(LOST_EXIT_CODE, self._clock.wall())
 
     def _with_memory(
         self, directory: ContainerDirectory, container_id: ContainerID, ended: ExitStatus
@@ -252,7 +255,8 @@ class OciRuntime:
         if ended.oom_killed or not cgroups.oom_kills(self._layout, self._cgroup(container_id)):
             return ended
         if container_id not in self._removing and directory.path.exists():
-            directory.write("oom", b"")
+            with contextlib.suppress(OSError):  # a full disk; the cgroup still tells
+                directory.write("oom", b"")
         return msgspec.structs.replace(ended, oom_killed=True)
 
     async def kill(self, container_id: ContainerID, signal_name: str) -> None:

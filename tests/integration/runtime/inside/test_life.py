@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import pytest
 from proto.errors import RuntimeFailedError
 from worker.runtime import procfs
 from worker.runtime.api import LogOptions
-from worker.runtime.directory import ProcessRecord
+from worker.runtime.directory import ContainerDirectory, ProcessRecord
 
 
 async def states(runtime):
@@ -193,6 +194,22 @@ async def test_monitor_killed_unseen(make, config, place):
     second = make()
     assert (await states(second))[wanted.id].state == "broken"
     await second.remove(wanted.id)
+
+
+async def test_monitor_killed_by_a_full_disk(runtime, config, place, monkeypatch):
+    """Where the exit code cannot be written down, waiting tells it all the same."""
+    wanted = config("sleep 60")
+    await runtime.create(wanted)
+    await runtime.start(wanted.id)
+
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ContainerDirectory, "write", refuse)
+    os.kill(record_of(place, wanted.id).monitor_pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        assert (await runtime.wait(wanted.id)).exit_code == 137
+    assert (await states(runtime))[wanted.id].exit.exit_code == 137
 
 
 async def test_recycled_pid_is_a_stranger(runtime, config, place):
