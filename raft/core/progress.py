@@ -140,7 +140,7 @@ class Progress:
         self._is_waiting = False
         if self._under_way and self.is_paused:
             self._bytes -= self._under_way.popleft()[1]
-        return self.stance is Stance.REPLICATE and self.match < self.next - 1
+        return self.stance is not Stance.SNAPSHOT and self.match < self.next - 1
 
     def to_probe(self) -> None:
         """Send one batch and wait."""
