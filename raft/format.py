@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from raft.core.values import Entries, HardState, RaftID
+
 ALGORITHM_AES_256_GCM = 1
 VERSION = 1
 MAGIC_SEGMENT = b"SWML"
@@ -32,10 +34,13 @@ MAGIC_SYNCED = b"SWMW"
 SALT_BYTES = 16
 TAG_BYTES = 16
 KIND_ENTRIES = 1
+KIND_STATES = 2
 FRAME_CHUNK = 1
 FRAME_FINAL = 2
+FRAME_ABOUT = 3
 # The smallest unit that a disk writes as a whole; a torn write loses whole ones.
 SECTOR_BYTES = 512
+_FRAME_KINDS = frozenset((FRAME_CHUNK, FRAME_FINAL, FRAME_ABOUT))
 RECORD_BYTES_MAX = 16 << 20
 FRAME_BYTES_MAX = 64 << 20
 
@@ -96,20 +101,51 @@ class FileHeader(msgspec.Struct, frozen=True):
     salt: bytes
 
 
+class State(msgspec.Struct, frozen=True, array_like=True):
+    """What a member stored in one step.
+
+    Attributes:
+        hard_state: as of then.
+        entries: to append, after cutting whatever is stored at or after their first; None without.
+    """
+
+    hard_state: HardState
+    entries: Entries | None = None
+
+
+class States(msgspec.Struct, frozen=True, array_like=True):
+    """What a member stored with one sync: steps in their order.
+
+    Attributes:
+        member_id: whose they are.
+        steps: at least one.
+    """
+
+    member_id: RaftID
+    steps: list[State]
+
+
+_KIND_STATES = bytes((KIND_STATES,))
+_STATES_ENCODER = msgspec.msgpack.Encoder()
+_STATES_DECODER = msgspec.msgpack.Decoder(States)
+
+
 class Batch(msgspec.Struct, frozen=True):
-    """A decoded record.
+    """A decoded record: either entries of a log without terms, or a member's states.
 
     Attributes:
         offset: where in the file it starts.
         end: where it ends.
-        first_index: the index of the first entry.
-        entries: their data.
+        first_index: the index of the first entry; 0 with states.
+        entries: their data; empty with states.
+        states: the states; None with entries.
     """
 
     offset: int
     end: int
     first_index: int
     entries: tuple[bytes, ...]
+    states: States | None = None
 
 
 class Synced(msgspec.Struct, frozen=True):
@@ -182,7 +218,20 @@ def encode_batch(
     for data in entries:
         parts.append(_LENGTH.pack(len(data)))
         parts.append(data)
-    plain = b"".join(parts)
+    return _seal_record(cipher, key_id, sequence, b"".join(parts))
+
+
+def pack_states(states: States) -> bytes:
+    """Return the content of a record, to be sealed by `encode_states`."""
+    return _KIND_STATES + _STATES_ENCODER.encode(states)
+
+
+def encode_states(cipher: AESGCM, key_id: int, sequence: int, packed: bytes) -> tuple[bytes, bytes]:
+    """Seal what `pack_states` returned as the record with this number in its file."""
+    return _seal_record(cipher, key_id, sequence, packed)
+
+
+def _seal_record(cipher: AESGCM, key_id: int, sequence: int, plain: bytes) -> tuple[bytes, bytes]:
     length = len(plain) + TAG_BYTES
     assert length <= RECORD_BYTES_MAX
     header = _with_crc(_RECORD_HEADER.pack(ALGORITHM_AES_256_GCM, VERSION, key_id, length))
@@ -206,6 +255,14 @@ def _decode_batch(plain: bytes, offset: int, end: int) -> Batch:
     unknown = DamagedError(
         offset, "the record is of a kind not known to this program", is_authentic=True
     )
+    if plain[:1] == _KIND_STATES:
+        try:
+            states = _STATES_DECODER.decode(memoryview(plain)[1:])
+        except msgspec.DecodeError:
+            raise unknown from None
+        if not states.steps:
+            raise unknown
+        return Batch(offset=offset, end=end, first_index=0, entries=(), states=states)
     if len(plain) < _BATCH.size or plain[0] != KIND_ENTRIES:
         raise unknown
     first_index = _BATCH.unpack_from(plain)[1]
@@ -302,13 +359,18 @@ def _has_header(tail: bytes, key_id: int) -> bool:
     return False
 
 
+def encode_about_frame(cipher: AESGCM, about: bytes) -> bytes:
+    """Seal what describes a snapshot as its first frame, number 0; chunks follow from 1."""
+    return _encode_frame(cipher, 0, FRAME_ABOUT, about)
+
+
 def encode_frame(cipher: AESGCM, sequence: int, chunk: bytes) -> bytes:
     """Seal a chunk of a snapshot as the frame with this number."""
     return _encode_frame(cipher, sequence, FRAME_CHUNK, chunk)
 
 
 def encode_final_frame(cipher: AESGCM, sequence: int, content_bytes: int) -> bytes:
-    """Seal the end of a snapshot: how many chunks with how many bytes came before it."""
+    """Seal the end of a snapshot: how many frames, with how many bytes of chunks, came before."""
     return _encode_frame(cipher, sequence, FRAME_FINAL, _TOTALS.pack(sequence, content_bytes))
 
 
@@ -327,7 +389,7 @@ def _frame_header(header: bytes, offset: int) -> tuple[int, int]:
     kind, length = _FRAME_HEADER.unpack(header[: _FRAME_HEADER.size])
     if not _has_good_crc(header):
         raise DamagedError(offset, "a chunk's header is wrong")
-    if kind not in {FRAME_CHUNK, FRAME_FINAL} or not TAG_BYTES <= length <= FRAME_BYTES_MAX:
+    if kind not in _FRAME_KINDS or not TAG_BYTES <= length <= FRAME_BYTES_MAX:
         raise DamagedError(offset, "a chunk is of a kind not known to this program")
     return kind, length
 
@@ -336,7 +398,19 @@ def read_frames(stream: BinaryIO, cipher: AESGCM) -> Iterator[bytes]:
     """Yield the chunks of a snapshot whose header was read already, in order.
 
     Raises:
-        DamagedError: a chunk is not authentic, not in its place, or the end is missing. Chunks
+        DamagedError: as `read_all_frames`.
+    """
+    return (plain for plain, is_about in read_all_frames(stream, cipher) if not is_about)
+
+
+def read_all_frames(stream: BinaryIO, cipher: AESGCM) -> Iterator[tuple[bytes, bool]]:
+    """Yield the frames of a snapshot whose header was read already, in order.
+
+    Yields:
+        A chunk and False, or, at most once and first, what describes the snapshot and True.
+
+    Raises:
+        DamagedError: a frame is not authentic, not in its place, or the end is missing. Those
             yielded before were authentic, but only the iterator's end says that they are all.
     """
     offset = FILE_HEADER_BYTES
@@ -356,9 +430,10 @@ def read_frames(stream: BinaryIO, cipher: AESGCM) -> Iterator[bytes]:
         offset += FRAME_HEADER_BYTES + length
         if kind == FRAME_FINAL:
             break
-        yield plain
+        yield plain, kind == FRAME_ABOUT
         sequence += 1
-        content_bytes += len(plain)
+        if kind == FRAME_CHUNK:
+            content_bytes += len(plain)
     if plain != _TOTALS.pack(sequence, content_bytes):
         raise DamagedError(offset, "the final mark does not fit the chunks")
     if stream.read(1):

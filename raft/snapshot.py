@@ -30,11 +30,13 @@ class Snapshot(msgspec.Struct, frozen=True):
         path: where it is.
         index: the last entry that it contains.
         key_id: the data key that it needs.
+        about: what its writer said of it; empty without.
     """
 
     path: Path
     index: int
     key_id: int
+    about: bytes = b""
 
 
 def snapshot_path(directory: Path, index: int) -> Path:
@@ -53,12 +55,16 @@ def read_snapshot(files: Files, path: Path, keys: KeyRing) -> Iterator[bytes]:
     Raises:
         CorruptError: something does not check; what was yielded must then be thrown away.
     """
+    return (plain for plain, is_about in _read_frames(files, path, keys) if not is_about)
+
+
+def _read_frames(files: Files, path: Path, keys: KeyRing) -> Iterator[tuple[bytes, bool]]:
     try:
         with files.read(path) as stream:
             data = stream.read(layout.FILE_HEADER_BYTES)
             header = layout.decode_file_header(data, layout.MAGIC_SNAPSHOT)
             cipher = layout.file_cipher(data_key(keys, path, header.key_id), header)
-            yield from layout.read_frames(stream, cipher)
+            yield from layout.read_all_frames(stream, cipher)
     except layout.DamagedError as error:
         raise CorruptError(str(path), error.offset, error.reason) from error
 
@@ -79,14 +85,16 @@ def find_newest(files: Files, directory: Path, keys: KeyRing) -> Snapshot | None
     # The process before may have died between rename and sync; older segments depend on this.
     files.sync_directory(directory)
     path = directory / names[-1]
-    for _ in read_snapshot(files, path, keys):
-        pass
+    about = b""
+    for plain, is_about in _read_frames(files, path, keys):
+        if is_about:
+            about = plain
     with files.read(path) as stream:
         data = stream.read(layout.FILE_HEADER_BYTES)
     header = layout.decode_file_header(data, layout.MAGIC_SNAPSHOT)
     if snapshot_path(directory, header.index) != path:
         raise CorruptError(str(path), 0, f"it is the snapshot at {header.index} under a wrong name")
-    return Snapshot(path=path, index=header.index, key_id=header.key_id)
+    return Snapshot(path=path, index=header.index, key_id=header.key_id, about=about)
 
 
 def remove_older(files: Files, directory: Path, newest: Snapshot) -> None:
@@ -113,9 +121,22 @@ class SnapshotWriter:
         *,
         files: Files,
         rng_bytes: RandomBytes,
+        about: bytes = b"",
+        temporary_name: str = "",
     ) -> None:
-        """Prepare; touches no file."""
+        """Prepare; touches no file.
+
+        Args:
+            directory: where snapshots are.
+            index: the last entry that it contains.
+            keys: the open ring.
+            files: the disk.
+            rng_bytes: for the salt.
+            about: kept with it; comes back as `Snapshot.about`.
+            temporary_name: its name until it is finished, if several may be in the making.
+        """
         self._files = files
+        self._about = about
         self._header = layout.FileHeader(
             magic=layout.MAGIC_SNAPSHOT,
             key_id=keys.current_id,
@@ -124,10 +145,10 @@ class SnapshotWriter:
             salt=rng_bytes(layout.SALT_BYTES),
         )
         self._path = snapshot_path(directory, index)
-        self._temporary = self._path.with_name(self._path.name + ".tmp")
+        self._temporary = self._path.with_name(temporary_name or self._path.name + ".tmp")
         key = data_key(keys, self._path, self._header.key_id)
         self._cipher = layout.file_cipher(key, self._header)
-        self._chunks = 0
+        self._frames = 0
         self._content_bytes = 0
         self._file: File | None = None
         self.snapshot: Snapshot | None = None
@@ -141,7 +162,11 @@ class SnapshotWriter:
         if self._files.exists(self._temporary):
             self._files.remove(self._temporary)
         self._file = self._files.create(self._temporary)
-        write_all(self._file, [layout.encode_file_header(self._header)])
+        parts = [layout.encode_file_header(self._header)]
+        if self._about:
+            parts.append(layout.encode_about_frame(self._cipher, self._about))
+            self._frames = 1
+        write_all(self._file, parts)
 
     def write(self, chunks: Sequence[bytes]) -> None:
         """Add chunks.
@@ -154,8 +179,8 @@ class SnapshotWriter:
         for chunk in chunks:
             if len(chunk) > CHUNK_BYTES_MAX:
                 raise InvalidError(f"a chunk of a snapshot is larger than {CHUNK_BYTES_MAX} bytes")
-            write_all(self._file, [layout.encode_frame(self._cipher, self._chunks, chunk)])
-            self._chunks += 1
+            write_all(self._file, [layout.encode_frame(self._cipher, self._frames, chunk)])
+            self._frames += 1
             self._content_bytes += len(chunk)
 
     def finish(self) -> None:
@@ -164,15 +189,35 @@ class SnapshotWriter:
         Raises:
             OSError: the disk is full or fails; abandon it.
         """
+        self.complete()
+        self.publish()
+
+    def complete(self) -> None:
+        """Make the content durable; the name is still the temporary one.
+
+        Raises:
+            OSError: the disk is full or fails; abandon it.
+        """
         assert self._file is not None
-        final = layout.encode_final_frame(self._cipher, self._chunks, self._content_bytes)
+        final = layout.encode_final_frame(self._cipher, self._frames, self._content_bytes)
         write_all(self._file, [final])
         self._file.sync()
         self._close()
+
+    def publish(self) -> None:
+        """Give what is complete its name, durably, and set `snapshot`.
+
+        Raises:
+            OSError: the disk fails; whether it has the name is not known.
+        """
+        assert self._file is None
         self._files.rename(self._temporary, self._path)
         self._files.sync_directory(self._path.parent)
         self.snapshot = Snapshot(
-            path=self._path, index=self._header.index, key_id=self._header.key_id
+            path=self._path,
+            index=self._header.index,
+            key_id=self._header.key_id,
+            about=self._about,
         )
 
     def abandon(self) -> None:

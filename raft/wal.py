@@ -18,7 +18,7 @@ does not check is `CorruptError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -35,6 +35,10 @@ SEGMENT_SUFFIX = ".wal"
 SYNCED_NAME = "synced"
 SEGMENT_BYTES = 64 << 20
 _TAIL_BYTES_MAX = layout.RECORD_BYTES_MAX + layout.RECORD_HEADER_BYTES
+
+
+Visit = Callable[[int, layout.Batch], None]
+"""Gets the index at which a record's segment begins, and the record."""
 
 
 class UncertainError(OSError):
@@ -147,6 +151,8 @@ class Wal:
         files: Files,
         rng_bytes: RandomBytes,
         snapshot_index: int = 0,
+        may_skip: bool = False,
+        visit: Visit | None = None,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> Wal:
         """Check everything there is and cut a torn tail; the caller holds the directory's lock.
@@ -156,7 +162,11 @@ class Wal:
             keys: the open ring.
             files: the disk.
             rng_bytes: for the salts.
-            snapshot_index: entries up to it are not needed; older segments are dropped.
+            snapshot_index: entries up to it are not needed.
+            may_skip: the snapshot came from elsewhere: the log may end before it, or go on behind
+                it with other entries.
+            visit: gets each record, in order; without it, segments that hold nothing but entries
+                up to `snapshot_index` are dropped unread.
             segment_bytes: a new segment starts before one grows larger.
 
         Raises:
@@ -173,12 +183,14 @@ class Wal:
             path = directory / name
             wal._segments.append(Segment(path, read_segment_header(files, path)))
         wal._check_ends(synced, snapshot_index)
-        wal._remove(wal.take_droppable(snapshot_index))
+        if visit is None:
+            wal._remove(wal.take_droppable(snapshot_index))
+        skip = snapshot_index if may_skip else -1
         for segment in wal._segments[:-1]:
-            wal._check(segment, None)
+            wal._check(segment, None, skip, visit)
         for segment in wal._segments[-1:]:
-            wal._check(segment, synced)
-        if wal._segments and wal.last_index < snapshot_index:
+            wal._check(segment, synced, skip, visit)
+        if wal._segments and wal.last_index < snapshot_index and not may_skip:
             last = wal._segments[-1]
             reason = f"entries up to {snapshot_index} are missing, which the snapshot contains"
             raise CorruptError(str(last.path), last.end, reason)
@@ -223,18 +235,44 @@ class Wal:
             OSError: the disk is full or fails; nothing of it was kept.
             UncertainError: it may have been kept; `cut` is tried again at the next call.
         """
-        self._cut()
         size = layout.RECORD_OVERHEAD_BYTES + sum(
             len(data) + layout.ENTRY_OVERHEAD_BYTES for data in entries
         )
-        if self._file is None or self._is_full(size):
-            self._start_segment()
-        segment, file, cipher = self._segments[-1], self._file, self._cipher
-        assert file is not None
-        assert cipher is not None
+        segment, cipher = self._room_for(size)
         header, sealed = layout.encode_batch(
             cipher, segment.header.key_id, segment.records, segment.last_index + 1, entries
         )
+        self._write(segment, header, sealed, segment.last_index + len(entries))
+
+    def append_states(self, packed: bytes, last_index: int) -> None:
+        """Write a member's states as one record and sync it.
+
+        Args:
+            packed: what `format.pack_states` returned.
+            last_index: where the log ends with them.
+
+        Raises:
+            OSError: the disk is full or fails; nothing of it was kept.
+            UncertainError: it may have been kept; `cut` is tried again at the next call.
+        """
+        segment, cipher = self._room_for(layout.RECORD_OVERHEAD_BYTES + len(packed))
+        header, sealed = layout.encode_states(
+            cipher, segment.header.key_id, segment.records, packed
+        )
+        self._write(segment, header, sealed, last_index)
+
+    def _room_for(self, size: int) -> tuple[Segment, AESGCM]:
+        """Return the segment to write so many bytes to, a new one if need be."""
+        self._cut()
+        if self._file is None or self._is_full(size):
+            self._start_segment()
+        assert self._cipher is not None
+        return self._segments[-1], self._cipher
+
+    def _write(self, segment: Segment, header: bytes, sealed: bytes, last_index: int) -> None:
+        """Append a record, sync, and note it; an error leaves nothing of it, if that can be."""
+        file = self._file
+        assert file is not None
         try:
             self._is_dirty = True
             write_all(file, [header + sealed])
@@ -247,7 +285,7 @@ class Wal:
             raise
         self._is_dirty = False
         segment.end += len(header) + len(sealed)
-        segment.last_index += len(entries)
+        segment.last_index = last_index
         segment.records += 1
         self._note_synced()
 
@@ -268,6 +306,22 @@ class Wal:
         if not is_fresh:
             self._start_segment()
 
+    def skip_to(self, index: int) -> list[Path]:
+        """Begin anew after an entry, in a segment of its own; the older ones are forgotten.
+
+        Returns:
+            Their files, to be removed oldest first, once the new segment holds a record.
+
+        Raises:
+            OSError: the disk is full or fails; nothing is changed, or (`_start_segment`) the new
+                segment is there and empty.
+        """
+        self._cut()
+        older = list(self._segments)
+        self._start_segment(index)
+        del self._segments[: len(older)]
+        return [segment.path for segment in older]
+
     def take_droppable(self, index: int) -> list[Path]:
         """Forget the segments that hold nothing after `index`; return their files, oldest first.
 
@@ -277,6 +331,13 @@ class Wal:
         while len(self._segments) > 1 and self._segments[1].header.index <= index + 1:
             paths.append(self._segments.pop(0).path)
         return paths
+
+    def abandon(self) -> None:
+        """Close the files after a fault; whoever opens the log anew finds what is there."""
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
+        self._close_file()
 
     def close(self) -> None:
         """Make the synced mark exact and close the files."""
@@ -304,14 +365,16 @@ class Wal:
             self._file.close()
             self._file = None
 
-    def _start_segment(self) -> None:
+    def _start_segment(self, after: int | None = None) -> None:
         """Make the next segment, whole and durable, before anything refers to it."""
         last = self._segments[-1] if self._segments else None
+        if after is None:
+            after = last.last_index if last else 0
         header = layout.FileHeader(
             magic=layout.MAGIC_SEGMENT,
             key_id=self._keys.current_id,
             number=last.header.number + 1 if last else 1,
-            index=last.last_index + 1 if last else 1,
+            index=after + 1,
             salt=self._rng_bytes(layout.SALT_BYTES),
         )
         path = segment_path(self._directory, header.number)
@@ -341,28 +404,36 @@ class Wal:
                 str(self._directory), 0, "all segments are missing, but there is a snapshot"
             )
 
-    def _check(self, segment: Segment, synced: layout.Synced | None) -> None:
+    def _check(
+        self, segment: Segment, synced: layout.Synced | None, skip: int, visit: Visit | None
+    ) -> None:
         """Read a segment through; cut its torn tail if it is the last one.
 
         Args:
             segment: gets its size and last index.
             synced: the mark; only given for the last segment.
+            skip: a segment may start after this entry, whatever came before; -1 for none.
+            visit: gets the records.
         """
         place = self._segments.index(segment)
         is_last = place == len(self._segments) - 1
-        if place and segment.header.index != self._segments[place - 1].last_index + 1:
+        if (
+            place
+            and segment.header.index != self._segments[place - 1].last_index + 1
+            and segment.header.index != skip + 1
+        ):
             expected = self._segments[place - 1].last_index + 1
             reason = f"it starts at entry {segment.header.index}, not at {expected}"
             raise CorruptError(str(segment.path), 0, reason)
         mark = synced.offset if synced and synced.number == segment.header.number else 0
         try:
             for batch in read_batches(self._files, segment.path, self._keys):
-                if batch.first_index != segment.last_index + 1:
-                    reason = f"entry {segment.last_index + 1} is missing"
+                if visit is None and batch.states is not None:
+                    reason = "it is a member's of a group, not a log of its own"
                     raise CorruptError(str(segment.path), batch.offset, reason)
-                segment.last_index += len(batch.entries)
-                segment.end = batch.end
-                segment.records += 1
+                self._follow(segment, batch)
+                if visit is not None:
+                    visit(segment.header.index, batch)
         except layout.DamagedError as error:
             if not is_last or error.is_authentic or not self._is_torn(segment, mark):
                 raise CorruptError(str(segment.path), error.offset, error.reason) from error
@@ -370,6 +441,28 @@ class Wal:
         if segment.end < mark:
             reason = f"it had been synced up to byte {mark}, the rest is missing"
             raise CorruptError(str(segment.path), segment.end, reason)
+
+    @staticmethod
+    def _follow(segment: Segment, batch: layout.Batch) -> None:
+        """Take a record into account; entries may only follow those that are there."""
+        last = segment.last_index
+        if batch.states is None:
+            if batch.first_index != last + 1:
+                last = -1
+            else:
+                last += len(batch.entries)
+        else:
+            for step in batch.states.steps:
+                if step.entries is not None:
+                    last = step.entries.last if step.entries.first <= last + 1 else -1
+                if last < 0:
+                    break
+        if last < 0:
+            reason = f"entry {segment.last_index + 1} is missing"
+            raise CorruptError(str(segment.path), batch.offset, reason)
+        segment.last_index = last
+        segment.end = batch.end
+        segment.records += 1
 
     def _is_torn(self, segment: Segment, mark: int) -> bool:
         with self._files.read(segment.path) as stream:

@@ -1,0 +1,226 @@
+"""Snapshots of a member: saved for its own restart, sent to peers that lag, taken from a leader.
+
+Saving and reading run in threads of their own, so appends go on. A snapshot that is sent is read
+a little ahead of the connection; one that comes in is written to a temporary file and gets its
+place together with the step of the core that wants it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+import structlog
+from typing_extensions import override
+
+from proto.errors import DeniedError, SwarmError, UnavailableError
+from raft.core import Snapshot, decode, encode
+from raft.core.messages import Install
+from raft.files import disk_error
+from raft.lane import Lane
+from raft.shell import NodeName, Shell
+from raft.snapshot import SnapshotWriter
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# Chunks are handed to the thread in portions of this size.
+PORTION_BYTES = 256 << 10
+_END = b""
+
+
+class Shipping(Shell):
+    """The layer of snapshots; see the module."""
+
+    @property
+    def snapshot_index(self) -> int:
+        """The last entry that the newest durable snapshot contains; 0 without one."""
+        return self._storage.snapshot_index
+
+    @property
+    def is_rotating(self) -> bool:
+        """Whether files under an older data key are left: a snapshot of now would end that."""
+        return self._storage.is_rotating
+
+    async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
+        """Store a snapshot of the state at `index`, durable on return; then drop older segments.
+
+        Appends go on meanwhile. Chunks come back from `restore` as they were cut here.
+
+        Args:
+            index: an entry that was applied, not below the newest snapshot's.
+            chunks: at most 64 MiB each.
+
+        Raises:
+            InvalidError: a chunk is too large.
+            ResourceExhaustedError, UnavailableError: the disk failed; the older snapshot stays.
+        """
+        async with self._save_mutex:
+            if self._is_closed or self._failure is not None or self._recovery is not None:
+                raise self._refusal()
+            assert max(1, self.snapshot_index) <= index <= self._applied
+            storage = self._storage
+            snapshot = self._core.describe_snapshot(index)
+            kept = 0 if storage.is_rotating else self._settings.entries_kept
+            try:
+                # Entries from now on go to a new segment, so that the present one can be dropped.
+                await self._wal_lane.run(storage.roll)
+                writer = storage.snapshot_writer(snapshot, is_installed=False)
+                await self._write_chunks(writer, chunks)
+                lane = self._open_snapshot_lane()
+                await lane.run(writer.publish)
+                if storage.snapshot_index > index:
+                    # The leader sent a newer one meanwhile.
+                    await lane.run(functools.partial(storage.remove_older, ()))
+                    return
+                storage.snapshot = writer.snapshot
+                paths = await self._wal_lane.run(lambda: storage.take_droppable(kept))
+                await lane.run(lambda: storage.remove_older(paths))
+                await self._wal_lane.run(storage.drop_keys)
+            except OSError as error:
+                raise disk_error(storage.directory, error) from error
+            if storage is self._storage:
+                self._guarded(lambda: self._core.compact(index, self._settings.entries_kept))
+        log.info("snapshot_saved", directory=str(storage.directory), index=index)
+
+    async def rotate_data_key(self) -> int:
+        """Write from now on under a new data key; several steps, each may crash.
+
+        A snapshot at or after the returned index ends the rotation: it drops the files under older
+        keys and then those keys. Until then `is_rotating` holds, also after a restart.
+
+        Raises:
+            ResourceExhaustedError, UnavailableError: the disk failed; repeat.
+        """
+        if self._is_closed or self._recovery is not None:
+            raise self._refusal()
+        try:
+            index = await self._wal_lane.run(self._storage.rotate_data_key)
+        except OSError as error:
+            raise disk_error(self._storage.directory, error) from error
+        log.info("data_key_rotated", directory=str(self._storage.directory))
+        return index
+
+    def _open_snapshot_lane(self) -> Lane:
+        if self._snapshot_lane is None:
+            self._snapshot_lane = Lane("swarm-snapshot", self._loop)
+        return self._snapshot_lane
+
+    async def _write_chunks(self, writer: SnapshotWriter, chunks: AsyncIterator[bytes]) -> None:
+        """Write a snapshot as far as its name, durably; nothing of it stays if that fails."""
+        lane = self._open_snapshot_lane()
+        portion: list[bytes] = []
+        portion_bytes = 0
+        try:
+            await lane.run(writer.start)
+            async for chunk in chunks:
+                portion.append(chunk)
+                portion_bytes += len(chunk)
+                if portion_bytes >= PORTION_BYTES:
+                    full, portion, portion_bytes = portion, [], 0
+                    await lane.run(functools.partial(writer.write, full))
+            await lane.run(functools.partial(writer.write, portion))
+            await lane.run(writer.complete)
+        except BaseException:
+            # After a cancellation this waits for the job under way: one lane, one order.
+            await lane.run(writer.abandon)
+            raise
+
+    # Sending.
+
+    @override
+    def _offer(self, install: Install) -> None:
+        self._spawn_soon(self._ship(install))
+
+    async def _ship(self, install: Install) -> None:
+        """Send a snapshot, and tell the core how that went."""
+        is_sent = False
+        member = self._known.get(install.to)
+        storage = self._storage
+        transport = self._transport
+        if member is not None and transport is not None and storage.snapshot is not None:
+            lane = Lane("swarm-snapshot-out", self._loop)
+            began = self._clock.monotonic()
+            try:
+                if storage.snapshot_index == install.snapshot.index:
+                    chunks = self._read_ahead(lane, storage.read_snapshot())
+                    await transport.send_snapshot(member.node_id, encode([install]), chunks)
+                    is_sent = True
+            except (SwarmError, OSError) as error:
+                log.warning("snapshot_not_sent", peer_id=member.node_id, error=str(error))
+            finally:
+                await lane.close()
+            if is_sent:
+                seconds = round(self._clock.monotonic() - began, 3)
+                index = install.snapshot.index
+                log.info("snapshot_sent", peer_id=member.node_id, index=index, seconds=seconds)
+
+        def work() -> None:
+            self._core.snapshot_sent(install.to, is_sent=is_sent)
+            self._pump()
+
+        self._guarded(work)
+
+    @staticmethod
+    async def _read_ahead(lane: Lane, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield chunks that a thread reads, one ahead."""
+
+        def read() -> bytes:
+            # An empty chunk says nothing, so nothing may stand for the end.
+            return next((chunk for chunk in chunks if chunk), _END)
+
+        while chunk := await lane.run(read):
+            yield chunk
+
+    # Receiving.
+
+    async def on_snapshot(
+        self, node_id: NodeName, header: bytes, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Take a snapshot from a peer whose node ID is proven; the header is its `Install`.
+
+        Raises:
+            DeniedError: the header cannot be read, or is somebody else's.
+            UnavailableError: it cannot be taken now; the leader offers it again.
+            ResourceExhaustedError: the disk is full.
+        """
+        try:
+            install, *rest = decode(header)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise DeniedError(f"a snapshot of node {node_id} has no header") from error
+        if rest or not isinstance(install, Install) or install.to != self._me.id:
+            raise DeniedError(f"a snapshot of node {node_id} is not for member {self._me.id}")
+        self._check_sender(node_id, install)
+        storage = self._storage
+        if self._recovery is not None or self._is_closed or self._installing is not None:
+            raise UnavailableError("this member is busy with another snapshot or its disk")
+        writer = storage.snapshot_writer(install.snapshot, is_installed=True)
+        try:
+            await self._write_chunks(writer, self._while_due(install.snapshot, chunks))
+        except OSError as error:
+            raise disk_error(storage.directory, error) from error
+        await self._take(install, writer)
+
+    async def _while_due(
+        self, snapshot: Snapshot, chunks: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """Yield chunks while the core may want the snapshot."""
+        async for chunk in chunks:
+            if self._is_closed or self._core.log.commit > snapshot.index:
+                raise UnavailableError("the snapshot is not needed any more")
+            yield chunk
+
+    async def _take(self, install: Install, writer: SnapshotWriter) -> None:
+        """Offer a complete snapshot to the core, which may have no use for it."""
+        key = (install.snapshot.index, install.snapshot.term)
+        self._received[key] = writer
+        self._heard[install.sender] = self._clock.monotonic()
+
+        def work() -> None:
+            self._catch_up()
+            self._core.step(install)
+            self._pump()
+
+        self._guarded(work)
+        if self._received.pop(key, None) is not None:
+            await self._open_snapshot_lane().run(writer.abandon)
