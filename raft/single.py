@@ -35,6 +35,7 @@ from raft.files import Files, Lock, RealFiles, disk_error
 from raft.format import ENTRY_OVERHEAD_BYTES
 from raft.keys import KeyRing, RandomBytes
 from raft.lane import Lane
+from raft.listener import Listener
 from raft.wal import SEGMENT_BYTES, UncertainError, Wal
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -235,6 +236,18 @@ class SingleLog:
             chunks = snapshots.read_snapshot(self._files, snapshot.path, self._keys)
         entries = self._wal.entries(self.snapshot_index)
         return chunks, (Entry(index, data) for index, data in entries)
+
+    def attach(self, listener: Listener) -> None:
+        """Tell a listener that this member leads; nobody else ever does."""
+        listener.lead(1)
+
+    def refusal(self) -> SwarmError:
+        """Return why nothing can be proposed now."""
+        return UnavailableError(f"the log in {self._directory} is closed")
+
+    async def read_barrier(self) -> int:
+        """Return at once: what is committed is known here."""
+        return self._durable_index
 
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Store a snapshot of the state at `index`, durable on return; then drop older segments.

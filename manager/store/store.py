@@ -6,6 +6,11 @@ waits in line until the log says that it is durable. If the log refuses one, the
 committed and all behind it in the line fail too, since they were computed on a state that will
 never be.
 
+On a manager that does not lead the line is empty, `head` is `committed`, and what the leader's
+store committed is applied as it comes; transactions are refused with the leader's address. When
+leadership is lost the line fails: its transactions are refused, or their outcome is unknown, as the
+log says for each. When it is gained, everything from former leaders has been applied before.
+
 Invariants: the line's first transaction ran on `committed`, each later one on the one before it,
 and `head` is the last one's result; watchers get each committed transaction once, in order.
 """
@@ -15,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
+from manager.store.applying import apply_entry
 from manager.store.codec import decode_entry
 from manager.store.log import ReplicatedLog
 from manager.store.snapshot import Restorer, snapshot_chunks
@@ -85,6 +91,9 @@ class Store:
         self.broken = asyncio.Event()
         self._is_in_transaction = False
         self._is_closed = False
+        # The term in which this manager leads; 0 if it does not.
+        self._term = 0
+        self._role_waiters: list[asyncio.Future[None]] = []
 
     @classmethod
     def open(cls, log: ReplicatedLog, clock: Clock) -> Store:
@@ -102,11 +111,42 @@ class Store:
                 gc.enable()
         store = cls(log, clock, view, applied_index)
         store._bytes_since_snapshot = byte_count
+        log.attach(store)
         return store
 
     def view(self) -> View:
-        """Return the committed state."""
+        """Return the committed state as far as it is known here: stale on a follower."""
         return self._committed
+
+    async def read_barrier(self) -> View:
+        """Return a state that holds everything committed before this call, on any manager.
+
+        Raises:
+            NotLeaderError: no leader is known.
+            UnavailableError: no majority of the managers answers.
+        """
+        await self._log.read_barrier()
+        return self._committed
+
+    @property
+    def term(self) -> int:
+        """The term in which this manager leads; 0 if it does not."""
+        return self._term
+
+    async def role_changed(self, known: int) -> int:
+        """Wait until `term` is another than the known one; return it.
+
+        A leadership that was lost and gained again is a new term, so no change is missed; only
+        what lay between may be.
+        """
+        while self._term == known:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._role_waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._role_waiters.remove(waiter)
+        return self._term
 
     def head(self) -> View:
         """Return the state after everything proposed, which may yet be refused."""
@@ -130,11 +170,14 @@ class Store:
         Raises:
             InvalidError: the transaction is larger than `TRANSACTION_BYTES_MAX`.
             ResourceExhaustedError: the log takes no more at this moment.
+            NotLeaderError: another manager leads; nothing was done.
             UnavailableError: the store is closed, or cannot tell what became of an earlier entry.
         """
         assert not self._is_in_transaction, "a transaction may not start another one"
         if self._refusal is not None:
             raise _copy_of(self._refusal)
+        if not self._term:
+            raise self._log.refusal()
         tx = Transaction(self._head, self._clock.wall())
         self._is_in_transaction = True
         try:
@@ -235,10 +278,92 @@ class Store:
         for watch in tuple(self._watches):
             watch.close()
 
+    # What the log tells: see `raft.listener.Listener`.
+
+    def apply(self, first: int, entries: Sequence[bytes]) -> None:
+        """Apply committed entries of other leaders; empty ones are the log's own."""
+        self._settle()
+        assert first > self._applied_index, "the log committed out of order"
+        index = first
+        for index, data in enumerate(entries, first):
+            if data:
+                self._apply_one(index, data)
+        self._applied_index = index
+        self._snapshot_if_due()
+
+    def _apply_one(self, index: int, data: bytes) -> None:
+        assert not self._line, "another leader's entry while this manager leads"
+        self._bytes_since_snapshot += len(data)
+        applied = apply_entry(self._committed, decode_entry(data, index))
+        if applied is None:
+            log.warning("void_entries_skipped", count=1, index=index)
+            return
+        self._committed, changes = applied
+        self._head = self._committed
+        for watch in self._watches:
+            watch.publish(changes)
+
+    async def install(self, index: int, chunks: Iterator[bytes]) -> None:
+        """Take the whole state from a snapshot; watchers start again from it."""
+        self._settle()
+        assert not self._line, "a snapshot of another leader while this manager leads"
+        self._committed = self._head = await asyncio.to_thread(_load, chunks)
+        self._applied_index = index
+        self._bytes_since_snapshot = 0
+        for watch in self._watches:
+            watch.resync()
+
+    def lead(self, term: int) -> None:
+        """Take transactions from now on."""
+        self._settle()
+        assert not self._line, "transactions of an earlier leadership are left"
+        self._head = self._committed
+        self._term = term
+        self._tell_role()
+
+    def follow(self) -> None:
+        """Take no more transactions; those in line end as the log says."""
+        self._term = 0
+        self._drop_line()
+        self._tell_role()
+
+    def fail(self, error: SwarmError) -> None:
+        """The log is broken: only opening it anew can tell what is stored."""
+        self._term = 0
+        self._drop_line()
+        self._refusal = UnavailableError(error.message)
+        self.broken.set()
+        self._tell_role()
+
+    def _drop_line(self) -> None:
+        """Commit what the log committed of the line, and end the rest."""
+        while self._line and _error_of(self._line[0].proposal) is None:
+            self._commit(self._line.popleft())
+        failed = list(self._line)
+        self._line.clear()
+        self._head = self._committed
+        if failed:
+            log.warning("transactions_failed", count=len(failed))
+        for proposed in failed:
+            error = _error_of(proposed.proposal)
+            if error is None:
+                # It is in the log, but ran on what is not: it is void.
+                error = NotLeaderError("")
+            if not proposed.caller.done():
+                proposed.caller.set_exception(_copy_of(error))
+
+    def _tell_role(self) -> None:
+        for waiter in self._role_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
     def _on_proposal_done(self, proposal: asyncio.Future[int]) -> None:
         """Commit the line's beginning as far as it is durable, in order."""
         if not proposal.cancelled():
             proposal.exception()  # marks it as seen, also for those that already left the line
+        self._settle()
+
+    def _settle(self) -> None:
         while self._line and self._line[0].proposal.done():
             proposed = self._line.popleft()
             error = _error_of(proposed.proposal)
@@ -257,6 +382,9 @@ class Store:
             watch.publish(proposed.changes)
         if not proposed.caller.done():  # a cancelled caller does not undo the transaction
             proposed.caller.set_result(proposed.result)
+        self._snapshot_if_due()
+
+    def _snapshot_if_due(self) -> None:
         if self._is_snapshot_due():
             self._snapshot_task = asyncio.get_running_loop().create_task(self._snapshot())
 
@@ -331,11 +459,17 @@ def _restore(replicated_log: ReplicatedLog) -> tuple[View, int, int]:
             raise CorruptError("log", 0, f"entry {entry.index} follows entry {index}")
         index = entry.index
         byte_count += len(entry.data)
-        if not restorer.apply(decode_entry(entry.data, index)):
+        if entry.data and not restorer.apply(decode_entry(entry.data, index)):
             void_count += 1
     if void_count:
         log.warning("void_entries_skipped", count=void_count)
     return restorer.to_view(), index, byte_count
+
+
+def _load(chunks: Iterator[bytes]) -> View:
+    restorer = Restorer()
+    restorer.load_snapshot(chunks)
+    return restorer.to_view()
 
 
 def _fill(

@@ -142,6 +142,13 @@ class Watch:
             self._event_count += len(changes)
         self._wake()
 
+    def resync(self) -> None:
+        """Let the next event be a `Resync`: the state was replaced as a whole."""
+        self._batches.clear()
+        self._event_count = 0
+        self._must_resync = True
+        self._wake()
+
     def close(self) -> None:
         """End the iteration."""
         self._is_closed = True

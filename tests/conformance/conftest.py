@@ -25,7 +25,7 @@ from manager.httpapi.server import make_app, serve_unix
 from manager.store import Entry, Store, Transaction, Watch
 from proto.clock import SystemClock
 from proto.errors import LockedError, UnavailableError
-from proto.ids import ClusterID, ImageID, NodeID, TaskID, container_id_of, new_id
+from proto.ids import ClusterID, ContainerID, ImageID, NodeID, TaskID, container_id_of, new_id
 from proto.objects import (
     Cluster,
     EngineDescription,
@@ -50,6 +50,7 @@ from proto.states import TaskState
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
 from worker.runtime.api import LogOptions, LogRecord
+from worker.volumes import VolumeStore
 
 DEADLINE_SECONDS = 30.0
 NOT_A_MANAGER = (
@@ -79,6 +80,10 @@ class MemoryLog:
     def restore(self) -> tuple[Iterator[bytes], Iterator[Entry]]:
         """Nothing."""
         return iter(()), iter(())
+
+    def attach(self, listener) -> None:
+        """Lead from the start."""
+        listener.lead(1)
 
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Nothing."""
@@ -225,6 +230,19 @@ class Backend:
             self.open_logs -= 1
             if not self.open_logs:
                 self.logs_idle.set()
+
+    @property
+    def volumes(self) -> VolumeStore:
+        """None."""
+        return VolumeStore(Path("/nowhere"))
+
+    def volumes_in_use(self) -> Mapping[str, tuple[ContainerID, ...]]:
+        """None."""
+        return {}
+
+    def container_bytes(self) -> Mapping[ContainerID, int]:
+        """None."""
+        return {}
 
     def images_in_use(self) -> Mapping[ImageID, ImageUse]:
         """Tell what the test says."""

@@ -62,6 +62,10 @@ class ListLog:
         """Give everything."""
         return iter(self.chunks), iter(self.entries)
 
+    def attach(self, listener) -> None:
+        """Lead from the start."""
+        listener.lead(1)
+
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Keep the chunks."""
         self.chunks = [chunk async for chunk in chunks]

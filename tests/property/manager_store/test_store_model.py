@@ -68,6 +68,10 @@ class _Log:
     def restore(self) -> tuple[Iterator[bytes], Iterator[Entry]]:
         return iter(self.chunks), iter(self.entries)
 
+    def attach(self, listener) -> None:
+        """Lead from the start."""
+        listener.lead(1)
+
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         self.chunks = [chunk async for chunk in chunks]
         self.snapshot_index = index

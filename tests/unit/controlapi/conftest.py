@@ -64,6 +64,10 @@ class MemoryLog:
         """Give nothing."""
         return iter(()), iter(())
 
+    def attach(self, listener) -> None:
+        """Lead from the start."""
+        listener.lead(1)
+
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Take no snapshot."""
 

@@ -81,6 +81,10 @@ class MemoryLog:
         """Give what is durable."""
         return iter(list(self.snapshot)), iter(list(self.entries))
 
+    def attach(self, listener) -> None:
+        """Lead from the start."""
+        listener.lead(1)
+
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Keep the chunks, drop the entries in them."""
         saved = [chunk async for chunk in chunks]
