@@ -27,7 +27,13 @@ from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
 from proto.objects import Node, NodeDescription
 from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
 from worker.backoff import Backoff
-from worker.container import PREPARED_LABEL, NodeFacts, prepared_from
+from worker.container import (
+    PREPARED_LABEL,
+    NodeFacts,
+    Templates,
+    named_volumes,
+    prepared_from,
+)
 from worker.db import WorkerDB
 from worker.reporter import CALL_SECONDS_MAX, Reporter
 from worker.runner import Images, Runner
@@ -88,14 +94,15 @@ class Agent:
         self.node: Node | None = None
         self._table = TaskTable()
         self._reporter = Reporter(node_id, dispatcher, rng)
+        self._facts = NodeFacts(
+            id=node_id, hostname=description.hostname, platform=description.platform
+        )
         self._runner = Runner(
             runtime=runtime,
             images=images,
             network=network,
             volumes=self.volumes,
-            node=NodeFacts(
-                id=node_id, hostname=description.hostname, platform=description.platform
-            ),
+            node=self._facts,
             clock=clock,
             emit=self._take,
         )
@@ -245,6 +252,20 @@ class Agent:
             uses.setdefault(image_id, []).append(container_id)
         return {image_id: tuple(ids) for image_id, ids in uses.items()}
 
+    def volumes_in_use(self) -> Mapping[str, tuple[ContainerID, ...]]:
+        """Return the volumes of all containers, those being made and those kept included."""
+        uses: dict[str, list[ContainerID]] = {}
+        for machine in self._table.machines.values():
+            if machine.prepared is None and machine.status.state.is_terminal:
+                continue
+            templates = Templates(machine.assignment, self._facts)
+            for name in sorted(named_volumes(machine.assignment, templates)):
+                uses.setdefault(name, []).append(container_id_of(machine.task_id))
+        for volume in self.volumes.all():
+            if volume.owner != NOBODY:
+                uses.setdefault(volume.name, []).append(volume.owner)
+        return {name: tuple(ids) for name, ids in uses.items()}
+
     # --- beginning ---
 
     async def _adopt(self) -> None:
@@ -269,6 +290,7 @@ class Agent:
 
         Before anything is made anew: its volumes would have the same owner.
         """
+        self.volumes.sweep()
         for volume in self.volumes.all():
             if volume.owner == NOBODY or volume.owner in existing:
                 continue

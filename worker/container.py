@@ -9,6 +9,7 @@ Source: moby daemon/cluster/executor/container/container.go and daemon/commit.go
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -330,6 +331,17 @@ def planned_mounts(
         if target not in planned:
             planned[target] = _planned(Mount(type="volume", target=target), container_id)
     return tuple(planned.values())
+
+
+def named_volumes(assignment: Assignment, templates: Templates) -> frozenset[str]:
+    """Return the names of the volumes that the spec's mounts name."""
+    names = set()
+    for mount in assignment.spec.task.container.mounts:
+        if mount.type == "volume" and mount.source:
+            # A template that cannot be expanded makes no container, hence no volume.
+            with contextlib.suppress(gotemplate.TemplateError):
+                names.add(templates.expand(mount.source))
+    return frozenset(names)
 
 
 def _expanded(mount: Mount, templates: Templates) -> Mount:

@@ -6,11 +6,12 @@
 Only the `local` driver exists. Its options `type=none,o=bind,device=/path` make the volume another
 name of a directory of the host, as in Docker; other file systems would need a mount in the host's
 namespace, which this program never makes, and are refused. A directory without `volume.json` is the
-rest of an interrupted creation: it is completed by the next one.
+rest of an interrupted creation or removal: it is completed by the next creation, or swept away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -168,6 +169,20 @@ class VolumeStore:
         for volume in self.owned_by(owner):
             self.remove(volume.name)
 
+    def sweep(self) -> None:
+        """Remove what interrupted creations and removals left: it has no record and no content."""
+        if not self._root.is_dir():
+            return
+        for directory in self._root.iterdir():
+            if (directory / _RECORD).exists():
+                continue
+            # Whatever has content, lost its record in another way and is not ours to delete.
+            with contextlib.suppress(OSError):
+                (directory / (_RECORD + ".new")).unlink(missing_ok=True)
+                if (directory / _DATA).exists():
+                    (directory / _DATA).rmdir()
+                directory.rmdir()
+
     def _read(self, name: str) -> Volume | None:
         record = self._root / name / _RECORD
         try:
@@ -189,6 +204,16 @@ class VolumeStore:
             partial.replace(directory / _RECORD)
         except OSError as error:
             raise RuntimeFailedError(f"cannot make volume {volume.name}: {error}") from error
+
+
+def directory_bytes(path: str) -> int:
+    """Add up the blocks of all files below a directory; what goes meanwhile counts as nothing."""
+    total = 0
+    for root, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512  # noqa: PTH118 -- a hot path
+    return total
 
 
 def _check_options(name: str, options: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ from manager.store import Watch
 from overlay.api import NodeNetwork
 from proto.clock import Clock
 from proto.errors import ConflictError, InvalidError, LockedError, SwarmError, UnavailableError
-from proto.ids import ImageID, NodeID, TaskID
+from proto.ids import ContainerID, ImageID, NodeID, TaskID
 from proto.objects import Node, NodeState, Object, Task
 from raft.files import Files
 from raft.keys import Kek
@@ -39,6 +39,7 @@ from worker.agent import Agent
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
 from worker.runtime.api import LogOptions, LogRecord, Runtime
+from worker.volumes import VolumeStore, directory_bytes
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -370,6 +371,22 @@ class SwarmNode:
             chosen = min(containers, key=lambda container: (container not in running, container))
             uses[image_id] = ImageUse(container_id=chosen, is_running=chosen in running)
         return uses
+
+    @property
+    def volumes(self) -> VolumeStore:
+        """The node's volumes, which are there without a swarm too."""
+        return VolumeStore(self._config.worker_dir)
+
+    def volumes_in_use(self) -> Mapping[str, tuple[ContainerID, ...]]:
+        """Map each volume that a container has to those containers."""
+        return self._agent.volumes_in_use() if self._agent is not None else {}
+
+    def container_bytes(self) -> Mapping[ContainerID, int]:
+        """Measure the containers' own layers."""
+        return {
+            ContainerID(directory.name): directory_bytes(str(directory / "upper"))
+            for directory in self._config.containers_dir.glob("[!.]*")
+        }
 
     def _release_images(self) -> None:
         """Free the layers of images that were removed by force while a container had them."""

@@ -25,6 +25,7 @@ from manager.httpapi.routes import (
     swarm,
     system,
     tasks,
+    volumes,
 )
 from manager.httpapi.streams import Streams
 from manager.httpapi.versions import API_VERSION, text_of
@@ -40,6 +41,7 @@ _TABLES = (
     images.ROUTES,
     events.ROUTES,
     distribution.ROUTES,
+    volumes.ROUTES,
     others.ROUTES,
 )
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from manager.store.watch import Watch
-from proto.ids import ImageID, NodeID, ServiceID, TaskID
+from proto.ids import ContainerID, ImageID, NodeID, ServiceID, TaskID
 from proto.objects import (
     Cluster,
     ClusterSpec,
@@ -29,6 +29,7 @@ from proto.objects import (
 from worker.images.api import Deleted, Image, Progress, RegistryAuth
 from worker.images.removal import ImageUse
 from worker.runtime.api import LogOptions, LogRecord
+from worker.volumes import Volume
 
 LocalNodeState = Literal["inactive", "pending", "active", "error", "locked"]
 ShowProgress = Callable[[Progress], None]
@@ -211,6 +212,9 @@ class Images(Protocol):
     def images(self) -> Iterable[Image]:
         """Return all images."""
 
+    def layer_bytes(self) -> Mapping[str, int]:
+        """Map the digests of all layers to their sizes on the disk."""
+
     def load(
         self, stream: AsyncIterator[bytes], *, progress: ShowProgress = ...
     ) -> Awaitable[Sequence[str]]:
@@ -263,8 +267,42 @@ class Images(Protocol):
         """Remove images that nobody needs; return also how many bytes that freed."""
 
 
+class Volumes(Protocol):
+    """The node's volumes."""
+
+    def all(self) -> Sequence[Volume]:
+        """Return all, sorted by name."""
+
+    def inspect(self, name: str) -> Volume:
+        """Return one volume, or raise `NotFoundError`."""
+
+    def create(
+        self,
+        name: str,
+        *,
+        now: float,
+        driver: str = ...,
+        labels: Mapping[str, str] | None = ...,
+        options: Mapping[str, str] | None = ...,
+    ) -> Volume:
+        """Return the volume, made if it does not exist."""
+
+    def remove(self, name: str) -> None:
+        """Delete a volume and its content; blocks."""
+
+
 class Backend(Protocol):
     """The daemon, as the API sees it."""
+
+    @property
+    def volumes(self) -> Volumes:
+        """The node's volumes."""
+
+    def volumes_in_use(self) -> Mapping[str, Sequence[ContainerID]]:
+        """Map each volume that containers of this node have, or will have, to them."""
+
+    def container_bytes(self) -> Mapping[ContainerID, int]:
+        """Measure what containers have written into their own layers; blocks."""
 
     @property
     def images(self) -> Images:

@@ -31,6 +31,7 @@ from proto.objects import (
 )
 from proto.states import TaskState
 from worker.images.api import Image
+from worker.volumes import Volume
 
 Filters = Mapping[str, tuple[str, ...]]
 
@@ -40,6 +41,8 @@ TASK_FILTERS = frozenset(
     {"_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service"}
 )
 IMAGE_FILTERS = frozenset({"before", "dangling", "label", "label!", "reference", "since", "until"})
+VOLUME_FILTERS = frozenset({"dangling", "driver", "label", "name"})
+VOLUME_PRUNE_FILTERS = frozenset({"all", "label", "label!"})
 IMAGE_PRUNE_FILTERS = frozenset({"dangling", "label", "label!", "until"})
 EVENT_FILTERS = frozenset(
     {
@@ -152,6 +155,26 @@ def select_nodes(nodes: Iterable[Node], filters: Filters) -> list[Node]:
         and (not memberships or "accepted" in memberships)
         and matches_labels(node.description.engine.labels, filters.get("label", ()))
         and matches_labels(node.spec.labels, filters.get("node.label", ()))
+    ]
+
+
+def select_volumes(
+    volumes: Iterable[Volume], filters: Filters, in_use: Collection[str]
+) -> list[Volume]:
+    """Return the volumes that match; names match by any part, as in Docker.
+
+    Raises:
+        InvalidError: `dangling` is neither true nor false.
+    """
+    is_unused = flag_of(filters, "dangling", default=False)
+    return [
+        volume
+        for volume in volumes
+        if ("dangling" not in filters or is_unused != (volume.name in in_use))
+        and ("driver" not in filters or volume.driver in filters["driver"])
+        and ("name" not in filters or any(part in volume.name for part in filters["name"]))
+        and matches_labels(volume.labels, filters.get("label", ()))
+        and not any(matches_labels(volume.labels, (text,)) for text in filters.get("label!", ()))
     ]
 
 

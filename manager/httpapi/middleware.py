@@ -26,7 +26,7 @@ _UNSERVED = {
     "plugins": "plugins",
     "secrets": "secrets",
     "session": "building images",
-    "volumes": "volumes made by hand",
+    "volumes": "this command on volumes",
 }
 
 

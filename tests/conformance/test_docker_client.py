@@ -366,7 +366,6 @@ async def test_what_is_not_served_says_so(docker: Docker) -> None:
     for words in (
         ("run", "x", "true"),
         ("network", "create", "n"),
-        ("volume", "create", "v"),
         ("swarm", "join", "--token", "SWMTKN-1-x-y", "192.0.2.1:2377"),
     ):
         ran = await docker.run(*words)

@@ -110,6 +110,11 @@ class ImageStore:
         found = [self._content.image(image_id) for image_id in visible]
         return sorted(found, key=lambda image: (-image.created, image.id))
 
+    def layer_bytes(self) -> dict[str, int]:
+        """Map the digests of all layers to their sizes."""
+        layers = self._content.state.layers
+        return {diff_id: layer.size_bytes for diff_id, layer in layers.items()}
+
     # Bringing in and taking out.
 
     async def load(self, stream: Source, *, progress: ProgressSink = _ignore) -> list[str]:

@@ -12,8 +12,8 @@ from worker.images.api import Deleted, Image, ImageConfig
 MISSING_ID = "<missing>"
 
 
-def image_summary_to_json(image: Image, *, containers: int = -1) -> Json:
-    """Write a line of `docker image ls`; `containers` -1 means not counted."""
+def image_summary_to_json(image: Image, *, containers: int = -1, shared_bytes: int = -1) -> Json:
+    """Write a line of `docker image ls`; -1 means not counted."""
     return {
         "Containers": containers,
         "Created": int(image.created),
@@ -22,7 +22,7 @@ def image_summary_to_json(image: Image, *, containers: int = -1) -> Json:
         "ParentId": "",
         "RepoDigests": list(image.repo_digests),
         "RepoTags": list(image.repo_tags),
-        "SharedSize": -1,
+        "SharedSize": shared_bytes,
         "Size": image.size_bytes,
     }
 

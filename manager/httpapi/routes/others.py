@@ -31,11 +31,6 @@ async def no_object(request: web.Request) -> web.StreamResponse:
     raise NotFoundError(kind.removesuffix("s"), name, sentence)
 
 
-async def no_volumes(_request: web.Request) -> web.StreamResponse:
-    """List volumes: none."""
-    return json_response({"Volumes": [], "Warnings": None})
-
-
 async def none_of_the_cluster(request: web.Request) -> web.StreamResponse:
     """List secrets or configs: none, but only a manager may say so."""
     backend_of(request).control()
@@ -46,8 +41,7 @@ ROUTES = (
     ("GET", "/networks", no_networks),
     ("GET", "/plugins", no_plugins),
     ("GET", "/{kind:containers|plugins}/{name:.+}/json", no_object),
-    ("GET", "/{kind:networks|volumes|secrets|configs}/{name}", no_object),
-    ("GET", "/volumes", no_volumes),
+    ("GET", "/{kind:networks|secrets|configs}/{name}", no_object),
     ("GET", "/secrets", none_of_the_cluster),
     ("GET", "/configs", none_of_the_cluster),
 )

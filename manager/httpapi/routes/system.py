@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 from aiohttp import web
 
+from manager.httpapi.backend import Backend
+from manager.httpapi.convert.common import Json
 from manager.httpapi.convert.image import image_summary_to_json
 from manager.httpapi.convert.info import info_to_json, ping_swarm_header, version_to_json
+from manager.httpapi.convert.volume import volume_usage_to_json
 from manager.httpapi.requests import CLOCK, STREAMS, backend_of, json_response
+from manager.httpapi.routes.tasks import container_summaries
 from manager.httpapi.timestamps import nanoseconds
+from proto.ids import ContainerID
+from worker.volumes import directory_bytes
 
 
 async def ping(request: web.Request) -> web.StreamResponse:
@@ -39,21 +49,51 @@ async def info(request: web.Request) -> web.StreamResponse:
 
 
 async def disk_usage(request: web.Request) -> web.StreamResponse:
-    """Count what images take; containers and volumes are not counted yet."""
+    """Measure what images, containers and volumes take."""
     backend = backend_of(request)
-    in_use = backend.images_in_use()
-    images = list(backend.images.images())
+    layers = backend.images.layer_bytes()
     return json_response(
         {
-            "LayersSize": sum(image.size_bytes for image in images),
-            "Images": [
-                image_summary_to_json(image, containers=int(image.id in in_use)) for image in images
-            ],
-            "Containers": [],
-            "Volumes": [],
+            "LayersSize": sum(layers.values()),
+            "Images": _images_usage(backend, layers),
+            "Containers": await _containers_usage(request),
+            "Volumes": await asyncio.to_thread(_volumes_usage, backend, backend.volumes_in_use()),
             "BuildCache": [],
         }
     )
+
+
+def _images_usage(backend: Backend, layers: Mapping[str, int]) -> list[Json]:
+    in_use = backend.images_in_use()
+    images = list(backend.images.images())
+    owners = Counter(diff_id for image in images for diff_id in set(image.diff_ids))
+    return [
+        image_summary_to_json(
+            image,
+            containers=int(image.id in in_use),
+            shared_bytes=sum(layers.get(i, 0) for i in set(image.diff_ids) if owners[i] > 1),
+        )
+        for image in images
+    ]
+
+
+async def _containers_usage(request: web.Request) -> list[Json]:
+    sizes = await asyncio.to_thread(backend_of(request).container_bytes)
+    return [
+        {**summary, "SizeRw": sizes.get(summary["Id"], 0)}
+        for summary in container_summaries(request, show_all=True)
+    ]
+
+
+def _volumes_usage(backend: Backend, in_use: Mapping[str, Sequence[ContainerID]]) -> list[Json]:
+    return [
+        volume_usage_to_json(
+            volume,
+            size_bytes=directory_bytes(volume.mountpoint),
+            users=len(in_use.get(volume.name, ())),
+        )
+        for volume in backend.volumes.all()
+    ]
 
 
 ROUTES = (

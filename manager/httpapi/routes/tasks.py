@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from aiohttp import web
 
 from manager.httpapi.backend import Control
+from manager.httpapi.convert.common import Json
 from manager.httpapi.convert.container_summary import (
     is_up,
     summary_to_json,
@@ -77,14 +78,21 @@ async def inspect(request: web.Request) -> web.StreamResponse:
 
 async def list_containers(request: web.Request) -> web.StreamResponse:
     """List the containers of this node's tasks; those that ended only with `all`."""
-    backend = backend_of(request)
     filters = parse_filters(request.query.get("filters", ""), CONTAINER_FILTERS)
+    show_all = flag(request, "all") or "status" in filters
+    return json_response(
+        select_containers(container_summaries(request, show_all=show_all), filters)
+    )
+
+
+def container_summaries(request: web.Request, *, show_all: bool) -> list[Json]:
+    """Describe the containers of this node's tasks, the newest first."""
+    backend = backend_of(request)
     try:
         control = backend.control()
     except UnavailableError:
-        return json_response([])
+        return []
     node_id = backend.facts().node_id
-    show_all = flag(request, "all") or "status" in filters
     mine = [
         task
         for task in control.tasks()
@@ -92,11 +100,10 @@ async def list_containers(request: web.Request) -> web.StreamResponse:
     ]
     mine.sort(key=lambda task: (-task.created_at, task.id))
     now = request.app[CLOCK].wall()
-    summaries = [
+    return [
         summary_to_json(task, control.spec_of(task), control.task_name(task), now=now)
         for task in mine
     ]
-    return json_response(select_containers(summaries, filters))
 
 
 ROUTES = (

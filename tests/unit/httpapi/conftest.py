@@ -14,10 +14,11 @@ from manager.httpapi.backend import InitRequest, NodeFacts, ShowProgress, SwarmF
 from manager.httpapi.server import Listener, make_app, serve_unix
 from manager.store import Watch
 from proto.errors import NotFoundError, UnavailableError
-from proto.ids import ImageID, NodeID, ServiceID, TaskID
+from proto.ids import ContainerID, ImageID, NodeID, ServiceID, TaskID
 from proto.objects import Cluster, ClusterSpec, Node, NodeSpec, Object, Service, ServiceSpec, Task
 from worker.images.api import Deleted, Image, Progress, RegistryAuth
 from worker.runtime.api import LogOptions, LogRecord
+from worker.volumes import VolumeStore
 
 NOT_A_MANAGER = "This node is not a swarm manager."
 
@@ -115,6 +116,8 @@ class FakeImages:
         self.failure: Exception | None = None
         self.steps: list[Progress] = []
         self.uploaded = 0
+        self.present: tuple[Image, ...] = ()
+        self.layers: dict[str, int] = {}
 
     def resolve(self, ref: str) -> Image:
         """Find."""
@@ -122,7 +125,11 @@ class FakeImages:
 
     def images(self) -> Iterable[Image]:
         """List."""
-        return ()
+        return self.present
+
+    def layer_bytes(self) -> Mapping[str, int]:
+        """Tell what the test says."""
+        return self.layers
 
     async def load(
         self, stream: AsyncIterator[bytes], *, progress: ShowProgress | None = None
@@ -183,6 +190,8 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.images = FakeImages()
+        self.volumes = VolumeStore(Path("/nowhere"))
+        self.volume_users: dict[str, tuple[ContainerID, ...]] = {}
         self.fake_control = FakeControl()
         self.is_manager = True
         self.records: list[tuple[Task, LogRecord]] = []
@@ -239,6 +248,14 @@ class FakeBackend:
                 await asyncio.Event().wait()
         finally:
             self.logs_closed.set()
+
+    def volumes_in_use(self) -> Mapping[str, tuple[ContainerID, ...]]:
+        """Tell what the test says."""
+        return self.volume_users
+
+    def container_bytes(self) -> Mapping[ContainerID, int]:
+        """None."""
+        return {}
 
     def images_in_use(self) -> Mapping[ImageID, tuple[str, ...]]:
         """None."""

@@ -63,7 +63,7 @@ async def test_ping_tells_what_clients_negotiate_by(served: Served) -> None:
         ("/services/none", 404, "service none not found"),
         ("/v1.50/containers/x/json", 404, "No such container: x"),
         ("/v1.50/containers/x/logs", 501, "commands on single containers: not served"),
-        ("/volumes/x", 404, "volume x not found"),
+        ("/volumes/xx", 404, "get xx: no such volume"),
         ("/networks/x", 404, "network x not found"),
         ("/images/web/json", 404, "No such image: web"),
         ("/services?filters=%7B%22color%22%3A%5B%22red%22%5D%7D", 400, "invalid filter 'color'"),

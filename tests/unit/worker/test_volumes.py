@@ -102,3 +102,23 @@ def test_subpath(store: VolumeStore, tmp_path: Path) -> None:
     for subpath, sentence in (("none", "does not exist"), ("../..", "outside"), ("out", "outside")):
         with pytest.raises(InvalidError, match=sentence):
             store.resolve(VolumeRequest(name="data", subpath=subpath), C1, 1.0)
+
+
+def test_sweep_removes_rests_without_content(tmp_path: Path) -> None:
+    """What an interrupted creation or removal left goes; volumes and strange content stay."""
+    store = VolumeStore(tmp_path)
+    kept = store.create("kept", now=1.0)
+    (Path(kept.mountpoint).parents[1] / "bare").mkdir()
+    begun = tmp_path / "volumes" / "begun"
+    (begun / "_data").mkdir(parents=True)
+    (begun / "volume.json.new").write_text("{")
+    strange = tmp_path / "volumes" / "strange" / "_data"
+    strange.mkdir(parents=True)
+    (strange / "file").write_text("precious")
+
+    store.sweep()
+
+    left = sorted(entry.name for entry in (tmp_path / "volumes").iterdir())
+    assert left == ["kept", "strange"]
+    assert (strange / "file").read_text() == "precious"
+    VolumeStore(tmp_path / "none").sweep()
