@@ -87,6 +87,8 @@ async def run(config: DaemonConfig) -> None:
     if os.geteuid() != 0:
         raise RuntimeFailedError("only root can run containers; start swarmd as root")
     config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Containers' files and environment are in it; a directory made by somebody else may be open.
+    config.state_dir.chmod(0o700)
     config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     pid_file = lock_pid_file(config.pid_file)
     ended = asyncio.Event()
