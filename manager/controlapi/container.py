@@ -46,6 +46,10 @@ def check_container(spec: ServiceSpec) -> None:
             f"OOM score adjustment is {container.oom_score_adj}: it must be -1000 to 1000"
         )
     _check_seccomp(container)
+    if container.dir and not container.dir.startswith("/"):
+        raise InvalidError(
+            f"the working directory {container.dir!r} is invalid, it needs to be an absolute path"
+        )
 
 
 def _expanded(text: str, what: str, spec: ServiceSpec) -> str:

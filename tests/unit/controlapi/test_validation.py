@@ -467,3 +467,10 @@ async def test_what_this_version_does_is_accepted(control: Control, make_spec: A
     spec = replace(spec, task=replace(spec.task, log_driver=Driver(name="none")))
     await control.create_service(spec)
     assert control.service("web").spec == spec
+
+
+def test_a_relative_working_directory_is_refused(make_spec: Any):
+    """Docker's sentence; every container would fail otherwise or be somewhere unexpected."""
+    spec = make_spec()
+    container = replace(spec.task.container, dir="rel")
+    refused(replace(spec, task=replace(spec.task, container=container)), "absolute path")
