@@ -76,7 +76,7 @@ class _CutError(UnavailableError):
 
     def __init__(self) -> None:
         """There is but one sentence."""
-        super().__init__("the stream was ended: its member was removed, or opened a newer one")
+        super().__init__("we stop, or its member was removed or has a newer stream")
 
 
 class Inbound(raft_pb2_grpc.RaftServicer):
@@ -143,17 +143,17 @@ class Inbound(raft_pb2_grpc.RaftServicer):
         try:
             peer = _identity_of(context)
             peer_id = peer.node_id
-            self._admit(context, peer)
-            if not kind:
-                raise InvalidError("the stream does not say its lane")
+            self._admit(context, peer, kind)
             await self._run_alone((peer.node_id, kind), take(peer))
-        except _CutError as error:
-            log.info("raft_stream_cut", peer_id=peer_id, kind=kind)
-            return raft_pb2.Outcome(refusal=error.message)
         except SwarmError as error:
             now = self._around.clock.monotonic()
             if self._around.throttle.is_due((peer_id, error.message), now):
-                log.warning("raft_peer_refused", peer_id=peer_id, reason=error.message)
+                if isinstance(error, _CutError):
+                    log.info("raft_stream_cut", peer_id=peer_id, kind=kind)
+                else:
+                    log.warning(
+                        "raft_peer_refused", peer_id=peer_id, kind=kind, reason=error.message
+                    )
             is_denied = isinstance(error, DeniedError)
             return raft_pb2.Outcome(refusal=error.message, is_denied=is_denied)
         except Exception as error:
@@ -191,13 +191,16 @@ class Inbound(raft_pb2_grpc.RaftServicer):
             if self._cuts.get(key) == (cut, gone):
                 del self._cuts[key]
 
-    def _admit(self, context: Context, peer: Identity) -> None:
+    def _admit(self, context: Context, peer: Identity, kind: str) -> None:
         """Refuse a peer that may not speak to us, or means somebody else.
 
         Raises:
             DeniedError: with the reason.
+            InvalidError: the stream does not say what it is.
         """
         self._rules.check(peer, self._around.clock.wall())
+        if not kind:
+            raise InvalidError("the stream does not say its lane")
         wanted = _metadata(context, TO_KEY)
         if wanted != self._rules.me:
             raise DeniedError(f"this is node {self._rules.me}, not {wanted or 'nobody'}")

@@ -36,6 +36,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         control_messages_kept: what the control lane keeps while the peer cannot be reached.
         entries_messages_max: queued for one peer on the entries lane.
         entries_bytes_max: the same, in bytes.
+        window_bytes: what a receiver that does not read lets the sender have under way, a stream.
+            At 100 ms there and back that allows 40 MiB/s.
         snapshot_header_bytes_max: the first piece of a snapshot's stream.
         snapshot_chunk_bytes: the others; a larger chunk is cut.
         snapshot_stall_seconds_max: a snapshot's stream that does not move for so long is given up.
@@ -56,13 +58,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     control_messages_kept: int = 64
     entries_messages_max: int = 8_192
     entries_bytes_max: int = 32 * MIB
+    window_bytes: int = 4 * MIB
     snapshot_header_bytes_max: int = 64 * KIB
     snapshot_chunk_bytes: int = 256 * KIB
     snapshot_stall_seconds_max: float = 30.0
     snapshot_finish_seconds_max: float = 120.0
     connect_seconds_max: float = 2.0
     retry_seconds_first: float = 0.01
-    retry_seconds_max: float = 1.0
+    retry_seconds_max: float = 0.5
     keepalive_seconds: float = 0.5
     keepalive_answer_seconds: float = 0.5
     handshake_seconds_max: float = 5.0
