@@ -30,7 +30,7 @@ def _common_options(limits: Limits) -> Options:
     return [
         ("grpc.max_receive_message_length", limits.received_bytes_max),
         ("grpc.max_send_message_length", limits.received_bytes_max),
-        # Left to itself the window grows with the delay it measures, to tens of MiB on a busy machine.
+        # Left to itself the window grows with the delay: to tens of MiB on a busy machine.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", limits.window_bytes),
         # A cut link sends no reset; this finds it. It also sets TCP_USER_TIMEOUT.
