@@ -40,6 +40,7 @@ from proto.errors import (
     SwarmError,
     UnavailableError,
 )
+from raft import lane as lanes
 from raft import snapshot as snapshots
 from raft.core import (
     NOBODY,
@@ -63,7 +64,6 @@ from raft.core import (
 )
 from raft.core.messages import Append, Heartbeat, Install
 from raft.files import disk_error
-from raft.lane import Lane
 from raft.listener import Listener
 from raft.proposals import Proposals, Run
 from raft.storage import Storage, Stored, Write, newest_membership
@@ -153,8 +153,8 @@ class Shell:
         self._clock = clock
         self._rng = rng
         self._loop = asyncio.get_running_loop()
-        self._wal_lane = Lane("swarm-log", self._loop)
-        self._snapshot_lane: Lane | None = None
+        self._wal_lane = lanes.Lane("swarm-log", self._loop)
+        self._snapshot_lane: lanes.Lane | None = None
         self._transport: Transport | None = None
         self._config = Config(
             id=me.id,

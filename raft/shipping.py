@@ -15,10 +15,10 @@ import structlog
 from typing_extensions import override
 
 from proto.errors import DeniedError, SwarmError, UnavailableError
+from raft import lane as lanes
 from raft.core import Snapshot, decode, encode
 from raft.core.messages import Install
 from raft.files import disk_error
-from raft.lane import Lane
 from raft.shell import NodeName, Shell
 from raft.snapshot import SnapshotWriter
 
@@ -101,9 +101,9 @@ class Shipping(Shell):
         log.info("data_key_rotated", directory=str(self._storage.directory))
         return index
 
-    def _open_snapshot_lane(self) -> Lane:
+    def _open_snapshot_lane(self) -> lanes.Lane:
         if self._snapshot_lane is None:
-            self._snapshot_lane = Lane("swarm-snapshot", self._loop)
+            self._snapshot_lane = lanes.Lane("swarm-snapshot", self._loop)
         return self._snapshot_lane
 
     async def _write_chunks(self, writer: SnapshotWriter, chunks: AsyncIterator[bytes]) -> None:
@@ -139,7 +139,7 @@ class Shipping(Shell):
         storage = self._storage
         transport = self._transport
         if member is not None and transport is not None and storage.snapshot is not None:
-            lane = Lane("swarm-snapshot-out", self._loop)
+            lane = lanes.Lane("swarm-snapshot-out", self._loop)
             began = self._clock.monotonic()
             try:
                 if storage.snapshot_index == install.snapshot.index:
@@ -162,7 +162,7 @@ class Shipping(Shell):
         self._guarded(work)
 
     @staticmethod
-    async def _read_ahead(lane: Lane, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    async def _read_ahead(lane: lanes.Lane, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         """Yield chunks that a thread reads, one ahead."""
 
         def read() -> bytes:

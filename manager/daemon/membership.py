@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from collections.abc import Coroutine
 from pathlib import Path
 
 import msgspec
@@ -43,8 +44,8 @@ from proto.objects import (
     Reachability,
 )
 from raft.files import Files
-from raft.keys import Kek, KeyRing, RandomBytes
-from raft.single import SingleLog
+from raft.keys import Kek, KeyRing
+from raft.node import RaftNode
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -93,7 +94,7 @@ class NodeControl(Control):
 class Membership:
     """An open manager."""
 
-    def __init__(self, keys: KeyRing, raft_log: SingleLog, store: Store) -> None:
+    def __init__(self, keys: KeyRing, raft_log: RaftNode, store: Store) -> None:
         """Use `create` or `open`."""
         self._keys = keys
         self._log = raft_log
@@ -113,8 +114,20 @@ class Membership:
         """Begin a cluster of one in an empty directory."""
         kek = Kek.generate(rng.randbytes) if new.spec.auto_lock_managers else None
         keys = await asyncio.to_thread(KeyRing.create, directory, rng.randbytes, kek, files=files)
-        membership = await cls._open(directory, keys, clock, rng.randbytes, files)
         cluster_id, node_id = ClusterID(new_id(rng)), NodeID(new_id(rng))
+        membership = await cls._take_up(
+            keys,
+            RaftNode.create(
+                directory,
+                keys,
+                node_id=node_id,
+                address=new.advertise_addr,
+                clock=clock,
+                rng=rng,
+                files=files,
+            ),
+            clock,
+        )
         cluster = _first_cluster(cluster_id, new, kek, now=clock.wall(), rng=rng)
         node = _first_node(node_id, new)
 
@@ -137,9 +150,13 @@ class Membership:
         *,
         clock: Clock,
         rng: random.Random,
+        node_id: NodeID = NodeID(""),  # noqa: B008 -- a string
+        advertise_addr: str = "",
         files: Files | None = None,
     ) -> Membership:
         """Open what `create` made; `files` is the disk, the machine's own if not given.
+
+        `node_id` and `advertise_addr` are this node's, for a log that does not name its owner.
 
         Raises:
             LockedError: autolock is on and no key was given.
@@ -149,23 +166,28 @@ class Membership:
         keys = await asyncio.to_thread(
             KeyRing.open, directory, kek, rng_bytes=rng.randbytes, files=files
         )
-        membership = await cls._open(directory, keys, clock, rng.randbytes, files)
+        membership = await cls._take_up(
+            keys,
+            RaftNode.open(
+                directory,
+                keys,
+                node_id=node_id,
+                address=advertise_addr,
+                clock=clock,
+                rng=rng,
+                files=files,
+            ),
+            clock,
+        )
         await membership.seal_keys()
         return membership
 
     @classmethod
-    async def _open(
-        cls,
-        directory: Path,
-        keys: KeyRing,
-        clock: Clock,
-        rng_bytes: RandomBytes,
-        files: Files | None,
+    async def _take_up(
+        cls, keys: KeyRing, opening: Coroutine[None, None, RaftNode], clock: Clock
     ) -> Membership:
         try:
-            raft_log = await asyncio.to_thread(
-                SingleLog.open, directory, keys, rng_bytes=rng_bytes, files=files
-            )
+            raft_log = await opening
             store = Store.open(raft_log, clock)
             # What was restored stays; walking it at every full collection would stall the loop.
             gc.freeze()
@@ -208,10 +230,16 @@ class Membership:
         return Orchestrator(self.store, clock=clock, rng=rng, allocate_ports=allocate_ports)
 
     async def close(self) -> None:
-        """Close store, log and keys; what was acknowledged is durable already."""
-        await self.store.close()
-        await self._log.close()
-        self._keys.close()
+        """Close store, log and keys; what was acknowledged is durable already.
+
+        Raises:
+            ResourceExhaustedError, UnavailableError: the disk failed; all is closed nevertheless.
+        """
+        try:
+            await self.store.close()
+            await self._log.close()
+        finally:
+            self._keys.close()
 
 
 def _first_cluster(
