@@ -33,7 +33,7 @@ from manager.store import Store, View
 from proto.errors import SwarmError
 from proto.ids import ClusterID, NodeID
 from proto.objects import Cluster, ClusterSpec, Node, NodeRole, NodeSpec, NodeStatus
-from raft import single
+from raft import lane as lanes, single
 from raft.keys import Kek, KeyRing
 from raft.single import SingleLog
 
@@ -569,6 +569,7 @@ def _installed(simulation: Simulation) -> Iterator[None]:
     try:
         with (
             mock.patch.object(single, "Lane", simulation.disk.lane),
+            mock.patch.object(lanes, "Lane", simulation.disk.lane),
             mock.patch.object(membership_module, "Orchestrator", orchestrator),
         ):
             yield
