@@ -27,6 +27,8 @@ RECORDS_QUEUED_MAX = 256
 PROGRESS_QUEUED_MAX = 256
 # How long a stream may keep the loop from everybody else.
 TURN_SECONDS_MAX = 0.01
+# So much is sent at once where it is there.
+WRITE_BYTES_MIN = 1 << 15
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -75,15 +77,62 @@ class Streams:
             task.cancel()
 
 
+class _Gatherer:
+    """Gathers chunks that come without a pause into one write, of a line of a log each.
+
+    A chunk is sent when enough are there, or when the loop has nothing better to do: the source
+    waits for more then.
+    """
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = response
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._lock = asyncio.Lock()
+        self._has_pending = asyncio.Event()
+
+    async def add(self, chunk: bytes) -> None:
+        self._pending.append(chunk)
+        self._pending_bytes += len(chunk)
+        if self._pending_bytes >= WRITE_BYTES_MIN:
+            await self.flush()
+        else:
+            self._has_pending.set()
+
+    async def flush(self) -> None:
+        # One write at a time: the next one has to wait for the client as well.
+        async with self._lock:
+            data = b"".join(self._pending)
+            self._pending.clear()
+            self._pending_bytes = 0
+            if data:
+                await self._response.write(data)
+
+    async def flush_when_idle(self) -> None:
+        while True:
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            await self.flush()
+
+
 async def _write_all(response: web.StreamResponse, chunks: AsyncIterator[bytes]) -> None:
     loop = asyncio.get_running_loop()
+    gatherer = _Gatherer(response)
+    flushing = asyncio.create_task(gatherer.flush_when_idle())
     turn_end = loop.time() + TURN_SECONDS_MAX
-    async for chunk in chunks:
-        await response.write(chunk)
-        # A source that has everything ready, for a client that reads fast, waits for nothing.
-        if loop.time() >= turn_end:
-            await asyncio.sleep(0)
-            turn_end = loop.time() + TURN_SECONDS_MAX
+    try:
+        async for chunk in chunks:
+            await gatherer.add(chunk)
+            if flushing.done():
+                flushing.result()  # the client went away
+            # A source that has everything ready, for a client that reads fast, waits for nothing.
+            if loop.time() >= turn_end:
+                await asyncio.sleep(0)
+                turn_end = loop.time() + TURN_SECONDS_MAX
+        await gatherer.flush()
+    finally:
+        flushing.cancel()
+        await asyncio.gather(flushing, return_exceptions=True)
 
 
 def _nothing(_: object) -> bytes:

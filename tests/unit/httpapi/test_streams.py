@@ -141,7 +141,13 @@ async def test_closing_cancels_the_operation() -> None:
 
 
 class Sink(web.StreamResponse):
-    """A response whose client takes everything at once."""
+    """A response whose client takes everything at once, until it goes away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.has_some = asyncio.Event()
+        self.is_gone = False
 
     @override
     async def prepare(self, request: object) -> None:
@@ -150,6 +156,11 @@ class Sink(web.StreamResponse):
     @override
     async def write(self, data: object) -> None:
         """Take it."""
+        if self.is_gone:
+            raise ConnectionResetError
+        assert isinstance(data, bytes)
+        self.writes.append(data)
+        self.has_some.set()
 
 
 async def test_a_stream_that_never_waits_gives_others_their_turn() -> None:
@@ -175,4 +186,56 @@ async def test_a_stream_that_never_waits_gives_others_their_turn() -> None:
     await streams.send(make_mocked_request("GET", "/"), Sink(), chunks())
     task.cancel()
     assert turns >= 2
+    assert streams.count == 0
+
+
+async def test_lines_that_lie_ready_go_out_together() -> None:
+    """A hundred thousand lines are some dozens of writes, in order and complete."""
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        for number in range(100_000):
+            yield b"line %d\n" % number
+
+    sink = Sink()
+    await Streams().send(make_mocked_request("GET", "/"), sink, chunks())
+
+    assert b"".join(sink.writes) == b"".join(b"line %d\n" % number for number in range(100_000))
+    assert len(sink.writes) < 100
+
+
+async def test_a_line_does_not_wait_for_the_next() -> None:
+    """Whoever follows a log sees a line when it is there."""
+    goes_on = asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield b"first"
+        await goes_on.wait()
+        yield b"second"
+
+    sink = Sink()
+    sending = asyncio.create_task(Streams().send(make_mocked_request("GET", "/"), sink, chunks()))
+    async with asyncio.timeout(5):
+        await sink.has_some.wait()
+    assert sink.writes == [b"first"]
+    goes_on.set()
+    await sending
+    assert sink.writes == [b"first", b"second"]
+
+
+async def test_a_stream_ends_when_its_client_is_gone() -> None:
+    """The source is closed at the next chunk."""
+    count = 0
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        nonlocal count
+        while True:
+            count += 1
+            sink.is_gone = count > 10
+            yield b"x"
+            await asyncio.sleep(0)
+
+    sink, streams = Sink(), Streams()
+    async with asyncio.timeout(5):
+        await streams.send(make_mocked_request("GET", "/"), sink, chunks())
+    assert count < 20
     assert streams.count == 0
