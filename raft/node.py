@@ -657,10 +657,14 @@ def _new_id(rng: random.Random) -> RaftID:
 
 
 def _flat(backlog: Sequence[Entries]) -> Iterator[Entry]:
+    """Yield each entry once: after a fault of the disk at the start all of them come again."""
+    last = 0
     for entries in backlog:
         changes = frozenset(entries.changes)
         for index, data in enumerate(entries.data, entries.first):
-            yield Entry(index, b"" if index in changes else data)
+            if index > last:
+                yield Entry(index, b"" if index in changes else data)
+                last = index
 
 
 def _adopted(stored: Stored, me: Member) -> tuple[HardState, Entries]:
