@@ -67,27 +67,28 @@ class Flags(dict[str, Any]):
 def boolean(text: str) -> bool:
     """Read what Go takes for a boolean."""
     if text not in _TRUE | _FALSE:
-        raise InvalidError(f'strconv.ParseBool: parsing "{text}": invalid syntax')
+        raise InvalidError("must be true or false")
     return text in _TRUE
 
 
-def _integer(text: str, function: str, least: int, most: int) -> int:
+def _integer(text: str, least: int, most: int) -> int:
     digits = text.removeprefix("-").removeprefix("+") if least < 0 else text
     if not (digits.isascii() and digits.isdigit()):
-        raise InvalidError(f'strconv.{function}: parsing "{text}": invalid syntax')
+        kind = "a whole number of 0 or more" if least == 0 else "a whole number"
+        raise InvalidError(f"must be {kind}")
     if not least <= int(text) <= most:
-        raise InvalidError(f'strconv.{function}: parsing "{text}": value out of range')
+        raise InvalidError(f"must be a whole number from {least} to {most}")
     return int(text)
 
 
 def unsigned(text: str) -> int:
     """Read a number from 0."""
-    return _integer(text, "ParseUint", 0, UINT64_MAX)
+    return _integer(text, 0, UINT64_MAX)
 
 
 def signed(text: str) -> int:
     """Read an integer."""
-    return _integer(text, "ParseInt", -INT64_MAX - 1, INT64_MAX)
+    return _integer(text, -INT64_MAX - 1, INT64_MAX)
 
 
 def decimal(text: str) -> float | int:
@@ -95,7 +96,7 @@ def decimal(text: str) -> float | int:
     try:
         value = float(text)
     except ValueError:
-        raise InvalidError(f'strconv.ParseFloat: parsing "{text}": invalid syntax') from None
+        raise InvalidError("must be a number, such as 0.2") from None
     return int(value) if value.is_integer() else value
 
 

@@ -338,8 +338,6 @@ def _file_reference(text: str, kind: str) -> FileReference:
     try:
         mode = int(mode_text, 8) if octal else int(mode_text, 0)
     except ValueError:
-        raise InvalidError(
-            f'invalid mode specified: strconv.ParseUint: parsing "{mode_text}": invalid syntax'
-        ) from None
+        raise InvalidError(f"invalid mode {mode_text!r}: must be a number, such as 0444") from None
     target = found.get("target") or found["source"]
     return FileReference(found["source"], target, found["uid"], found["gid"], mode)

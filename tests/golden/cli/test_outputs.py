@@ -1,4 +1,4 @@
-"""What each command prints, kept in `expected/`; SWARM_GOLDEN_REWRITE=1 writes it anew."""
+"""What each command prints, kept in `expected/`; SWARM_REWRITE=1 writes it anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 EXPECTED = Path(__file__).parent / "expected"
-REWRITE = os.environ.get("SWARM_GOLDEN_REWRITE") == "1"
+REWRITE = os.environ.get("SWARM_REWRITE") == "1"
 
 SCRIPTS: dict[str, list[str]] = {
     "service_ls": [

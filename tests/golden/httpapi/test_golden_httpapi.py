@@ -1,7 +1,7 @@
 """Engine JSON as it comes in and goes out.
 
 `*.request.json` is what the stock client 28.2 sends (or could); `*.answer.json` what is answered.
-Rewrite the answers with SWARM_GOLDEN_REWRITE=1, then review the difference.
+Rewrite the answers with SWARM_REWRITE=1, then review the difference.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from proto.states import TaskState
 from worker.images.api import HistoryEntry, Image, ImageConfig
 
 HERE = Path(__file__).parent
-REWRITE = os.environ.get("SWARM_GOLDEN_REWRITE") == "1"
+REWRITE = os.environ.get("SWARM_REWRITE") == "1"
 NOW = 1_700_000_000.25
 
 

@@ -1,4 +1,4 @@
-"""The whole OCI config.json of some containers; SWARM_GOLDEN_REWRITE=1 writes them anew."""
+"""The whole OCI config.json of some containers; SWARM_REWRITE=1 writes them anew."""
 
 import os
 from pathlib import Path
@@ -72,6 +72,6 @@ def test_config(name: str):
     document = spec.build(config, facts, PATHS, identity, raw)
     text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     file = HERE / f"{name}.json"
-    if os.environ.get("SWARM_GOLDEN_REWRITE") == "1":
+    if os.environ.get("SWARM_REWRITE") == "1":
         file.write_bytes(text)
     assert file.read_bytes() == text

@@ -59,8 +59,11 @@ def test_the_container_keeps_its_own_flags() -> None:
         (["-dx"], "unknown shorthand flag: 'x' in -dx"),
         (["--name"], "flag needs an argument: --name"),
         (["-p"], "flag needs an argument: 'p' in -p"),
-        (["--detach=x"], 'invalid argument "x" for "-d, --detach" flag: strconv.ParseBool'),
-        (["--replicas=-1"], 'invalid argument "-1" for "--replicas" flag: strconv.ParseUint'),
+        (["--detach=x"], 'invalid argument "x" for "-d, --detach" flag: must be true or false'),
+        (
+            ["--replicas=-1"],
+            'invalid argument "-1" for "--replicas" flag: must be a whole number of 0 or more',
+        ),
     ],
 )
 def test_bad_flags_say_why(arguments: list[str], message: str) -> None:
