@@ -39,8 +39,9 @@ sim: setup
 bench: setup
 	@$(PY) tests/bench/$(NAME).py
 
-# Renews the golden files; look at the difference before you commit it.
+# Renews generated code and golden files; look at the difference before you commit it.
 gen: setup
+	tools/gen
 	SWARM_REWRITE=1 $(PY) -m pytest tests/golden tests/unit
 
 clean:

@@ -35,6 +35,11 @@ PURE = (
     "overlay/diff.py",
     "overlay/rules.py",
     "overlay/ipam.py",
+    "raft/core/*.py",
+    "raft/transport/limits.py",
+    "raft/transport/outbox.py",
+    "raft/transport/identity.py",
+    "raft/transport/throttle.py",
 )
 IMPURE = {
     "asyncio", "socket", "subprocess", "os", "time", "threading", "pathlib", "shutil", "logging",
