@@ -60,7 +60,7 @@ class Draft:
         self.state = state
         self.now = now
         self.service = state.service
-        self._rng = rng
+        self.rng = rng
         self._before = {task.id: task for task in state.tasks}
         self._tasks = dict(self._before)
         self._wake_at: float | None = None
@@ -90,7 +90,7 @@ class Draft:
         """Add a NEW task of the service's present spec."""
         assert self.service is not None
         task = Task(
-            id=TaskID(new_id(self._rng)),
+            id=TaskID(new_id(self.rng)),
             created_at=self.now,
             service_id=self.service.id,
             spec_version=self.service.spec_version,
@@ -115,19 +115,22 @@ class Draft:
         if desired is not current.desired_state:
             self._tasks[task.id] = msgspec.structs.replace(current, desired_state=desired)
 
-    def advance(self, task: Task, actor: Actor, state: TaskState, message: str) -> None:
-        """Move a task's observed state forward on behalf of `actor`."""
+    def advance(self, task: Task, actor: Actor, state: TaskState, message: str) -> Task:
+        """Move a task's observed state forward on behalf of `actor`; return what it becomes."""
         current = self._tasks[task.id]
         check_transition(actor, current.status.state, state, task.id)
         status = TaskStatus(state=state, timestamp=self.now, message=message)
-        self._tasks[task.id] = msgspec.structs.replace(current, status=status)
+        advanced = self._tasks[task.id] = msgspec.structs.replace(current, status=status)
+        return advanced
 
-    def assign(self, task: Task, node_id: NodeID) -> None:
-        """Give a PENDING task to a node."""
+    def assign(self, task: Task, node_id: NodeID) -> Task:
+        """Give a PENDING task to a node; return what it becomes."""
         current = self._tasks[task.id]
         assert not current.node_id
         self._tasks[task.id] = msgspec.structs.replace(current, node_id=node_id)
-        self.advance(task, Actor.SCHEDULER, TaskState.ASSIGNED, "scheduler assigned task to node")
+        return self.advance(
+            task, Actor.SCHEDULER, TaskState.ASSIGNED, "scheduler assigned task to node"
+        )
 
     def refuse(self, task: Task, reason: str) -> None:
         """Write on a PENDING task why it has no node."""

@@ -119,7 +119,7 @@ class Orchestrator:
 
     def _start_over(self, view: View) -> None:
         """Forget what was derived and derive it from a view."""
-        self._usage = Usage(view.tasks, lambda task: _needs(self._store.view(), task))
+        self._usage = Usage(view.tasks, lambda task: _needs(self._store.head(), task))
         self._mark_all(view)
 
     def _mark_all(self, view: View) -> None:

@@ -23,12 +23,19 @@ def reap(draft: Draft, *, history_limit: int) -> None:
     for tasks in draft.slots().values():
         limit = max(history_limit, _attempts_needed(draft, tasks[-1]))
         surplus = len(tasks) - limit
+        kept = (tasks[-1], _newest_attempt(draft, tasks))
         for task in tasks:
             if surplus <= 0:
                 break
-            if task.desired_state > TaskState.RUNNING and is_over(task) and task is not tasks[-1]:
+            if task.desired_state > TaskState.RUNNING and is_over(task) and task not in kept:
                 draft.delete(task)
                 surplus -= 1
+
+
+def _newest_attempt(draft: Draft, tasks: list[Task]) -> Task | None:
+    """Return the newest task of the present spec: by it an update sees how long to wait."""
+    version = draft.service.spec_version if draft.service is not None else 0
+    return next((task for task in reversed(tasks) if task.spec_version == version), None)
 
 
 def is_over(task: Task) -> bool:

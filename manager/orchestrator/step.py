@@ -58,6 +58,7 @@ def _schedule(draft: Draft, nodes: Sequence[Node], usage: Usage) -> None:
     for task in sorted(draft.tasks(), key=lambda t: (t.slot, t.created_at, t.id)):
         if task.status.state is TaskState.PENDING and task.desired_state <= TaskState.RUNNING:
             waiting.setdefault(task.spec_version, {})[task.id] = task
+    placed: list[Task] = []
     for spec_version, tasks in sorted(waiting.items()):
         spec = draft.state.specs[spec_version]
         group = TaskGroup(
@@ -69,7 +70,13 @@ def _schedule(draft: Draft, nodes: Sequence[Node], usage: Usage) -> None:
         for decision in place(group, nodes, usage):
             match decision:
                 case Placement():
-                    draft.assign(tasks[decision.task_id], decision.node_id)
+                    placed.append(draft.assign(tasks[decision.task_id], decision.node_id))
                 case Refusal():
                     draft.refuse(tasks[decision.task_id], decision.reason)
                     draft.is_short = True
+        # The next version's tasks find what this one's have taken, ...
+        for task in placed:
+            usage.apply(None, task)
+    # ... but what counts for others is what will have been written.
+    for task in placed:
+        usage.apply(task, None)

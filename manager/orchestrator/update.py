@@ -14,6 +14,7 @@ from __future__ import annotations
 import msgspec
 
 from manager.orchestrator.draft import Draft
+from manager.orchestrator.restart import is_replaced, restart_delay_seconds
 from proto.objects import NANOSECONDS, Service, Task, UpdateConfig, UpdateStatus
 from proto.states import TaskState
 
@@ -64,7 +65,7 @@ def update(draft: Draft) -> None:
         number: [t for t in tasks if t.desired_state <= TaskState.RUNNING]
         for number, tasks in draft.slots().items()
     }
-    slots = {number: tasks for number, tasks in slots.items() if tasks}
+    slots = {number: _present_last(draft, tasks) for number, tasks in slots.items() if tasks}
     dirty = {n: ts for n, ts in slots.items() if is_dirty(draft, ts[-1])}
     _finish_start_first(draft, slots)
     if _state(draft.service) in _HALTED:
@@ -80,6 +81,11 @@ def update(draft: Draft) -> None:
         _switch(draft, dirty, busy=len(in_flight) + len(draft.waiting))
     elif not in_flight and not draft.waiting:
         _complete(draft, slots)
+
+
+def _present_last(draft: Draft, tasks: list[Task]) -> list[Task]:
+    """Put a task of the present spec last: it is the newest, whatever the clock said meanwhile."""
+    return sorted(tasks, key=lambda task: not is_dirty(draft, task))
 
 
 def _finish_start_first(draft: Draft, slots: dict[int, list[Task]]) -> None:
@@ -109,13 +115,57 @@ def _switch(draft: Draft, dirty: dict[int, list[Task]], *, busy: int) -> None:
     room = len(dirty) if config.parallelism == 0 else config.parallelism - busy
     # Tasks that do not run are replaced first: they lose nothing by it.
     order = sorted(dirty, key=lambda n: (dirty[n][-1].status.state is TaskState.RUNNING, n))
-    for number in order[: max(room, 0)]:
+    for number in order:
+        if room <= 0:
+            break
         if config.order == "start-first":
-            draft.create(number)
+            room -= _start_beside(draft, number, dirty[number])
             continue
+        room -= 1
         for task in dirty[number]:
             draft.want(task, TaskState.SHUTDOWN)
         draft.create(number, desired=TaskState.READY)
+
+
+def _start_beside(draft: Draft, number: int, old: list[Task]) -> bool:
+    """Start a slot's task of the present spec beside the old one; tell whether that takes room.
+
+    A task of the present spec that ended before it ran leaves the old one in its place. It is
+    followed by another as the restart policy says; if that wants none, the slot stays as it is
+    until the user helps, and the others get their turn.
+    """
+    assert draft.service is not None
+    attempts = _attempts(draft, number)
+    if attempts:
+        newest = attempts[-1]
+        if newest.status.running_at:
+            # It ran, and ended before anybody looked: its slot is decided without the old one.
+            for task in old:
+                draft.want(task, TaskState.SHUTDOWN)
+            return True
+        policy = draft.spec_of(newest).task.restart
+        if not is_replaced(attempts, policy):
+            return False
+        delay = restart_delay_seconds(attempts, policy, draft.rng)
+        if newest.status.timestamp + delay > draft.now:
+            draft.wake(newest.status.timestamp + delay)
+            return True
+    draft.create(number)
+    return True
+
+
+def _attempts(draft: Draft, number: int) -> list[Task]:
+    """List the tasks of a slot by which this update tried the present spec and that have ended."""
+    service = draft.service
+    assert service is not None
+    started_at = service.update_status.started_at if service.update_status else None
+    return [
+        task
+        for task in draft.slots().get(number, [])
+        if task.spec_version == service.spec_version
+        and task.status.state.is_terminal
+        and task.created_at >= (started_at or 0.0)
+    ]
 
 
 def _has_failed(draft: Draft, slot_count: int) -> bool:

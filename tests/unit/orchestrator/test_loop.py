@@ -91,6 +91,10 @@ class HeldLog:
             self.committed += 1
             future.set_result(self.committed)
 
+    def attach(self, listener):
+        """Lead from the start."""
+        listener.lead(1)
+
     def restore(self):
         """Hold nothing."""
         return iter(()), iter(tuple[Entry, ...]())

@@ -1,6 +1,16 @@
 """The replicated orchestrator's pass, as scenarios."""
 
-from proto.objects import NANOSECONDS, Resources, RestartCondition, RestartPolicy, UpdateConfig
+import msgspec
+
+from proto.objects import (
+    NANOSECONDS,
+    NodeState,
+    NodeStatus,
+    Resources,
+    RestartCondition,
+    RestartPolicy,
+    UpdateConfig,
+)
 from proto.states import TaskState
 
 
@@ -292,6 +302,94 @@ def test_an_update_start_first_never_goes_below(make_world):
 
     assert {2} == {t.spec_version for t in world.running()}
     assert world.service.update_status.state == "completed"
+
+
+def test_two_versions_that_wait_do_not_get_the_same_cores(make_world):
+    """Tasks of an old and of a new spec are placed in one step, each beside the other's."""
+    world = make_world(replicas=1)
+    world.nodes[0] = msgspec.structs.replace(
+        world.nodes[0], status=NodeStatus(state=NodeState.DOWN)
+    )
+    world.change(resources=Resources(nano_cpus=3 * NANOSECONDS))
+    world.step()
+    update = UpdateConfig(order="start-first")
+    world.change(resources=Resources(nano_cpus=2 * NANOSECONDS), update=update)
+    world.step()
+    assert sorted(task.spec_version for task in world.wanted()) == [2, 3]
+
+    world.nodes[0] = msgspec.structs.replace(
+        world.nodes[0], status=NodeStatus(state=NodeState.READY)
+    )
+    world.step()
+
+    assert sum(bool(task.node_id) for task in world.wanted()) == 1
+
+
+def test_a_failing_start_first_update_waits_as_the_restart_policy_says(make_world):
+    """A new task that never ran leaves the old one, and is not followed by another at once."""
+    world = make_world(replicas=1)
+    world.history_limit = 0
+    world.settle()
+    old = world.running()[0]
+    world.change(
+        image="web:2",
+        restart=RestartPolicy(delay_ns=5 * NANOSECONDS),
+        update=UpdateConfig(order="start-first", failure_action="continue"),
+    )
+    (first,) = world.step().created
+
+    world.report(first, TaskState.REJECTED)
+    plan = world.step()
+
+    assert plan.created == ()
+    assert plan.wake_at == world.now + 5
+    assert world.step().is_empty
+    world.now += 5
+    (second,) = world.step().created
+    assert world.running() == [old]
+    world.report(second, TaskState.RUNNING)
+    world.settle()
+    assert [second.id] == [task.id for task in world.running()]
+
+
+def test_a_start_first_update_passes_a_slot_whose_policy_wants_no_other_task(make_world):
+    """With `none` a slot whose new task failed keeps its old one; the next slot has its turn."""
+    world = make_world(replicas=2)
+    world.settle()
+    world.change(
+        image="web:2",
+        restart=RestartPolicy(condition=RestartCondition.NONE),
+        update=UpdateConfig(order="start-first", failure_action="continue", monitor_ns=0),
+    )
+    (first,) = world.step().created
+    world.report(first, TaskState.FAILED)
+
+    (second,) = world.step().created
+
+    assert {first.slot, second.slot} == {1, 2}
+    world.settle()
+    assert [task.slot for task in world.running()] == [1, 2]
+    assert world.step().is_empty
+
+
+def test_a_new_task_that_ran_briefly_takes_its_slot_start_first(make_world):
+    """It is over before a pass saw it run: the old task goes all the same."""
+    world = make_world(replicas=1)
+    world.settle()
+    old = world.running()[0]
+    world.change(
+        image="web:2",
+        restart=RestartPolicy(condition=RestartCondition.NONE),
+        update=UpdateConfig(order="start-first", failure_action="continue"),
+    )
+    (new,) = world.step().created
+    world.report(new, TaskState.RUNNING)
+    world.report(new, TaskState.COMPLETE)
+
+    plan = world.step()
+
+    assert plan.created == ()
+    assert world.tasks[old.id].desired_state is TaskState.SHUTDOWN
 
 
 def test_a_failing_update_pauses_and_names_the_task(make_world):
