@@ -187,24 +187,33 @@ class SwarmNode:
                 return
             kek = membership.unlock_key()
             await self._stop_manager(is_watchdog=True)
-            while self._membership is None and self._identity is not None:
-                try:
-                    await self._open_membership(kek)
-                except SwarmError as error:
-                    self._error = error.message
-                    log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
-                    await asyncio.sleep(REOPEN_SECONDS)
+        while not await self._is_reopened(kek):
+            await asyncio.sleep(REOPEN_SECONDS)
+
+    async def _is_reopened(self, kek: Kek | None) -> bool:
+        """Try once; whoever wants to stop or leave meanwhile gets the turn between two attempts."""
+        async with self._changing:
+            try:
+                await self._open_membership(kek)
+            except SwarmError as error:
+                self._error = error.message
+                log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
+            return self._membership is not None
 
     async def _stop_manager(self, *, is_watchdog: bool = False) -> None:
         self._dispatcher.disconnect()
         if self._watchdog is not None and not is_watchdog:
             self._watchdog.cancel()
             await asyncio.gather(self._watchdog, return_exceptions=True)
-        self._watchdog = None
+            self._watchdog = None
         await self._supervisor.stop("orchestrator")
         membership, self._membership, self._control = self._membership, None, None
         if membership is not None:
-            await membership.close()
+            try:
+                await membership.close()
+            except SwarmError as error:
+                # The disk fails; what was acknowledged had reached it before.
+                log.warning("membership_not_closed", error=error.message)
 
     # ----------------------------------------------------------- membership
 
