@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from msgspec import structs
 from typing_extensions import override
 
-from raft.core import Core, Entries, RaftID, Refused, Snapshot
+from raft.core import NOBODY, Core, Entries, RaftID, Refused, Snapshot
 from raft.core.log import Log
-from raft.core.messages import AppendReply, Message, PreVote, Vote, VoteReply
+from raft.core.messages import AppendReply, Heartbeat, Message, PreVote, Vote, VoteReply
 from raft.core.values import Role
 
 
@@ -131,6 +132,65 @@ class ChangeBeforeOwnCommit(Core):
         return None
 
 
+class LeaseFromReceipt(Core):
+    """Counts the lease from when the answers came, not from when the question was sent."""
+
+    @override
+    def _confirm_rounds(self) -> None:
+        before = self._confirmed
+        super()._confirm_rounds()
+        if self._confirmed > before:
+            self._lease_until = self.clock + self.config.lease_ticks
+
+
+class ForgottenPromise(Core):
+    """Helps others to an election right after a restart, whatever it promised before."""
+
+    @override
+    def _is_protected(self) -> bool:
+        return self.role is Role.LEADER or (self.leader != NOBODY and super()._is_protected())
+
+
+class ReadBeforeOwnCommit(Core):
+    """Serves reads before it has committed anything in its term."""
+
+    @override
+    def _read(self, context: int, origin: RaftID) -> None:
+        term_start, self._term_start = self._term_start, 0
+        super()._read(context, origin)
+        self._term_start = term_start
+
+
+class LeaderCountsUnstored(Core):
+    """Counts its own copy of an entry before its disk has it."""
+
+    @override
+    def _advance_commit(self) -> None:
+        durable, self.log.durable = self.log.durable, self.log.emitted
+        super()._advance_commit()
+        self.log.durable = durable
+
+
+class CommitBeyondMatch(Core):
+    """Tells followers the commit index although their logs are not known to match so far."""
+
+    @override
+    def _send_heartbeats(self) -> None:
+        super()._send_heartbeats()
+        self._messages = [
+            structs.replace(each, commit=self.log.commit) if isinstance(each, Heartbeat) else each
+            for each in self._messages
+        ]
+
+
+class RemovedNeverStands(Core):
+    """Does not stand once its removal is in its log, committed or not."""
+
+    @override
+    def _can_stand(self) -> bool:
+        return self._is_voter
+
+
 BUGS: dict[str, type[Core]] = {
     "unconditional-truncation": UnconditionalTruncation,
     "no-up-to-date-check": NoUpToDateCheck,
@@ -145,4 +205,10 @@ BUGS: dict[str, type[Core]] = {
     "lease-after-partition": LeaseAfterPartition,
     "lease-after-hand-over": LeaseAfterHandOver,
     "change-before-own-commit": ChangeBeforeOwnCommit,
+    "lease-from-receipt": LeaseFromReceipt,
+    "forgotten-promise": ForgottenPromise,
+    "read-before-own-commit": ReadBeforeOwnCommit,
+    "leader-counts-unstored": LeaderCountsUnstored,
+    "commit-beyond-match": CommitBeyondMatch,
+    "removed-never-stands": RemovedNeverStands,
 }

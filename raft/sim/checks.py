@@ -4,12 +4,13 @@
 * a new leader has every entry that was applied anywhere (none that was committed is lost);
 * log matching: an index and a term name one entry with one predecessor, wherever it is stored;
 * all state machines apply the same entries at the same indexes;
+* what a member applies is durable on its own disk;
 * what is applied for the first time is durable on a majority at that moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from raft.core import Core, Entries, RaftID
 from raft.core.quorum import majority
@@ -70,7 +71,7 @@ class Truth:
             before = term
             index += 1
 
-    def applying(self, core: Core, entries: Entries, disks: Iterable[Disk]) -> None:
+    def applying(self, core: Core, entries: Entries, disks: Sequence[Disk]) -> None:
         """Somebody applies entries."""
         first, last = entries.first, entries.last
         known = len(self.data)
@@ -84,6 +85,10 @@ class Truth:
                 "state machines differ",
                 f"member {core.id} applies {first} to {last} of terms {terms}, "
                 f"others applied terms {self.terms[first - 1 : common]}",
+            )
+        if not disks[core.id - 1].holds(last, terms[-1]):
+            raise Failure(
+                "applied before it was durable", f"member {core.id} applies {last} too early"
             )
         if last <= known:
             return

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from raft.sim.host import Host
     from raft.sim.world import World
 
-REGISTER, LIST, TRAFFIC = 0, 1, 2
-# What clients use, and what is checked.
+REGISTER, LIST, DOUBTED, TRAFFIC = 0, 1, 2, 3
+# What clients choose from.
 KEYS = (REGISTER, LIST)
 # Asks once and does not come back.
 _PASSER_BY = -1
@@ -42,7 +42,7 @@ class Clients:
         self._think_time = think_time
         self._waiting: dict[int, int] = {}
         self._moment = 0
-        self._unknown = [0 for _ in KEYS]
+        self._unknown = [0 for _ in (*KEYS, DOUBTED)]
         self.history: dict[int, Operation] = {}
         self.acknowledged = 0
 
@@ -96,9 +96,9 @@ class Clients:
     def doubt(self, _: None) -> None:
         """While several think they lead: write to the newest, read from the oldest."""
         leaders = self._world.leaders()
-        if len(leaders) > 1 and self._unknown[REGISTER] < _UNKNOWN_MAX:
-            self._ask(_PASSER_BY, leaders[-1], "read", REGISTER)
-            self._ask(_PASSER_BY, leaders[0], "write", REGISTER)
+        if len(leaders) > 1 and self._unknown[DOUBTED] < _UNKNOWN_MAX:
+            self._ask(_PASSER_BY, leaders[-1], "read", DOUBTED)
+            self._ask(_PASSER_BY, leaders[0], "write", DOUBTED)
 
     def ended(self, operation: Operation, result: State | None) -> None:
         """A member answers."""
@@ -137,7 +137,7 @@ class Clients:
 
     def check(self) -> None:
         """Verify that each key's history is linearizable."""
-        for key in KEYS:
+        for key in (*KEYS, DOUBTED):
             history = [
                 each
                 for each in self.history.values()

@@ -197,6 +197,30 @@ class Faults:
         after(2.6 * self._world.election_time, self._cut_partner, None)
         after(3.6 * self._world.election_time, self._hand_back, host)
 
+    def betray(self) -> None:
+        """One follower is cut from the leader for long; then the other restarts without a leader.
+
+        The restarted one may have promised the leader not to help the first.
+        """
+        self.heal()
+        leader = self._leader()
+        others = [host for host in self._world.up() if host is not leader]
+        if leader is not None and others:
+            self._partner = others[0].id
+            self._world.network.split([leader.id], [self._partner])
+            time = (1.5 + 2.0 * self._world.random()) * self._world.election_time
+            self._world.after(time, self._betray, leader)
+
+    def _betray(self, leader: Host) -> None:
+        if self._is_over:
+            return
+        self._isolate(leader)
+        for host in self._world.up():
+            if host is not leader and host.id != self._partner:
+                host.crash()
+                host.start()
+                break
+
     def _cut_partner(self, _: None) -> None:
         if not self._is_over:
             self.heal()
@@ -207,6 +231,20 @@ class Faults:
         if host is not None and host.core is not None:
             host.core.transfer_leader(former.id)
             host.work()
+
+    def lag_leader(self) -> None:
+        """Many answers to the leader are late, then it is cut off: those still arrive."""
+        self.heal()
+        leader = self._leader()
+        if leader is not None:
+            self._world.network.laggard = leader.id
+            time = 0.8 * self._world.election_time
+            self._world.after(time, self._isolate_laggard, leader)
+
+    def _isolate_laggard(self, leader: Host) -> None:
+        if not self._is_over:
+            self.heal()
+            self._isolate(leader)
 
     def isolate_one(self) -> None:
         """Cut somebody off."""

@@ -9,6 +9,8 @@ import msgspec
 
 # Numbers of hosts are below this.
 _HOSTS_MAX = 64
+# The part of messages to the laggard that is late.
+_LAGGARD_LATE = 0.5
 
 
 class Weather(msgspec.Struct, frozen=True):
@@ -32,12 +34,18 @@ class Weather(msgspec.Struct, frozen=True):
 
 
 class Network:
-    """Decides what becomes of a message."""
+    """Decides what becomes of a message.
+
+    Attributes:
+        weather: for all.
+        laggard: a host to which many messages are late; 0 for none.
+    """
 
     def __init__(self, rng: random.Random, weather: Weather) -> None:
         """Start whole."""
         self._random = rng.random
         self.weather = weather
+        self.laggard = 0
         self._cut: set[int] = set()
 
     def delays(self, sender: int, to: int) -> tuple[float, ...]:
@@ -50,7 +58,7 @@ class Network:
             return ()
         delay = weather.delay_min + weather.delay_spread * self._random()
         chance -= weather.loss
-        if chance < weather.late:
+        if chance < weather.late or (to == self.laggard and chance < _LAGGARD_LATE):
             return (delay + weather.late_time * self._random(),)
         if chance > 1.0 - weather.double - weather.loss:
             return (delay, delay + weather.delay_spread * self._random() * 4)
@@ -72,6 +80,7 @@ class Network:
     def heal(self) -> None:
         """Join everything."""
         self._cut.clear()
+        self.laggard = 0
 
     def is_cut(self, sender: int, to: int) -> bool:
         """Whether messages from one to another are dropped."""

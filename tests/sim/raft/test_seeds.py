@@ -1,0 +1,130 @@
+"""Seeds of the Raft simulator: the real core passes all, each planted bug is caught.
+
+`SWARM_SIM_SEEDS` asks for more seeds than a usual run's.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raft.sim.bugs import BUGS
+from raft.sim.run import run_seed
+from raft.sim.scenarios import SCENARIOS, scenario_of
+
+SEEDS_USUAL = 2000
+SEEDS = max(SEEDS_USUAL, int(os.environ.get("SWARM_SIM_SEEDS", "0")))
+PORTIONS = 20
+SEEDS_PER_BUG_MAX = 5000
+
+# Seeds that failed once, and what was wrong.
+FORMER_FAILURES = {
+    55: "only the removed member had the entry of its removal, and would not stand",
+    100: "compaction forgot which of the entries kept were changes",
+    139: "a fault outlived the healing",
+}
+
+
+@pytest.mark.parametrize("portion", range(PORTIONS))
+def test_the_core_passes(portion):
+    """Safety in all trouble, and progress after it."""
+    for seed in range(portion, SEEDS, PORTIONS):
+        outcome = run_seed(seed)
+        assert outcome.failure == "", f"python -m raft.sim --start {seed} --seeds 1"
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug):
+    """A simulator that misses a known mistake would miss an unknown one."""
+    for seed in range(SEEDS_PER_BUG_MAX):
+        outcome = run_seed(seed, bug=bug)
+        if outcome.failure:
+            break
+    else:
+        pytest.fail(f"{bug} survived {SEEDS_PER_BUG_MAX} seeds")
+    assert run_seed(seed, bug=bug) == outcome, "the failure repeats"
+    assert run_seed(seed).failure == "", "it is the bug that fails, not the seed"
+
+
+def test_all_bugs_of_the_specification_are_planted():
+    """The list of the design, by name."""
+    assert set(BUGS) >= {
+        "unconditional-truncation",
+        "no-up-to-date-check",
+        "double-vote",
+        "commit-old-term-by-counting",
+        "acknowledge-before-persist",
+        "vote-before-persist",
+        "no-pre-vote",
+        "stale-reply-counted",
+        "snapshot-without-match",
+        "concurrent-changes",
+        "lease-after-partition",
+    }
+
+
+@pytest.mark.parametrize("seed", FORMER_FAILURES, ids=FORMER_FAILURES.get)
+def test_a_seed_that_failed_once(seed):
+    """It stays repaired."""
+    assert run_seed(seed).failure == ""
+
+
+@pytest.mark.parametrize("seed", range(len(SCENARIOS)))
+def test_a_seed_repeats(seed):
+    """Traced or not, the same seed is the same run."""
+    first = run_seed(seed, is_traced=True)
+    assert run_seed(seed, is_traced=True) == first
+    plain = run_seed(seed)
+    assert (plain.steps, plain.commits, plain.answers) == (
+        first.steps,
+        first.commits,
+        first.answers,
+    )
+
+
+def test_a_seed_does_not_depend_on_hashes():
+    """Another order of sets and dictionaries of strings makes the same trace."""
+    program = (
+        "import hashlib\n"
+        "from raft.sim.run import run_seed\n"
+        "for seed in range(24):\n"
+        "    trace = '\\n'.join(run_seed(seed, is_traced=True).trace)\n"
+        "    print(seed, hashlib.sha256(trace.encode()).hexdigest())\n"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(seen) == 1
+    assert len(seen.pop().splitlines()) == 24
+
+
+def test_the_trouble_really_happens():
+    """Over the scenarios: elections, crashes, snapshots, hand-overs, changes, answered clients."""
+    marks = {
+        "Install(": 0, "TimeoutNow(": 0, " crash ": 0, " start ": 0, " leads ": 0, " change ": 0,
+        "is_rejected=True": 0, "ReadReply(": 0, "is_granted=False": 0, " answer ": 0,
+    }  # fmt: skip
+    leaders = 0
+    for seed in range(5 * len(SCENARIOS)):
+        outcome = run_seed(seed, is_traced=True)
+        leaders += outcome.leaders
+        for line in outcome.trace:
+            for mark in marks:
+                marks[mark] += mark in line
+    assert min(marks.values()) > 20, marks
+    assert leaders > 5 * 5 * len(SCENARIOS) / 2
+
+
+def test_scenarios_take_turns():
+    """Each has the same share of any range of seeds."""
+    names = [scenario_of(seed).name for seed in range(len(SCENARIOS))]
+    assert len(set(names)) == len(SCENARIOS)
