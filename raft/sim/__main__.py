@@ -24,7 +24,11 @@ def main() -> int:
     began = time.process_time()
     steps = failures = done = 0
     for seed in range(options.start, options.start + options.seeds):
-        outcome = run_seed(seed, bug=options.bug)
+        try:
+            outcome = run_seed(seed, bug=options.bug)
+        except Exception:
+            _print(f"seed {seed}: the simulator itself failed")
+            raise
         steps += outcome.steps
         done += 1
         if outcome.failure:

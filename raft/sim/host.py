@@ -200,8 +200,9 @@ class Host:
         return True
 
     def _sync_ended(self, incarnation: int) -> None:
+        # A disk that hung meanwhile began anew: of two ends, the first counts.
         is_current = incarnation == self.incarnation and not self.is_disk_stuck
-        if is_current and self._synced(incarnation):
+        if is_current and self._syncing and self._synced(incarnation):
             self.work()
 
     def unstick(self) -> None:

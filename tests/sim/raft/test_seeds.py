@@ -18,13 +18,6 @@ SEEDS = max(SEEDS_USUAL, int(os.environ.get("SWARM_SIM_SEEDS", "0")))
 PORTIONS = 20
 SEEDS_PER_BUG_MAX = 5000
 
-# Seeds that failed once, and what was wrong.
-FORMER_FAILURES = {
-    55: "only the removed member had the entry of its removal, and would not stand",
-    100: "compaction forgot which of the entries kept were changes",
-    139: "a fault outlived the healing",
-}
-
 
 @pytest.mark.parametrize("portion", range(PORTIONS))
 def test_the_core_passes(portion):
@@ -62,12 +55,6 @@ def test_all_bugs_of_the_specification_are_planted():
         "concurrent-changes",
         "lease-after-partition",
     }
-
-
-@pytest.mark.parametrize("seed", FORMER_FAILURES, ids=FORMER_FAILURES.get)
-def test_a_seed_that_failed_once(seed):
-    """It stays repaired."""
-    assert run_seed(seed).failure == ""
 
 
 @pytest.mark.parametrize("seed", range(len(SCENARIOS)))
