@@ -167,7 +167,7 @@ def seccomp_of(config: ContainerConfig, facts: spec.HostFacts) -> msgspec.Raw | 
     profile = config.seccomp_profile
     if config.seccomp == "default":
         try:
-            profile = Path(seccomp.DEFAULT_PROFILE_PATH).read_bytes()
+            profile = seccomp.narrowed(Path(seccomp.DEFAULT_PROFILE_PATH).read_bytes())
         except FileNotFoundError as error:
             raise RuntimeFailedError(
                 f"the default seccomp profile {seccomp.DEFAULT_PROFILE_PATH} is missing "

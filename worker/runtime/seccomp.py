@@ -2,15 +2,18 @@
 
 Docker's format has conditions (`includes`, `excludes`: capabilities, architectures, kernel) that
 OCI's lacks; they are worked out here for one container on one machine. The default profile is
-containers-common's `/usr/share/containers/seccomp.json`, whose format is Docker's.
+containers-common's `/usr/share/containers/seccomp.json`, whose format is Docker's. It is made for
+containers within user namespaces and so lets them make more of these, with all capabilities within
+and all the kernel's code behind them; `narrowed` takes from it what Docker's does not allow.
 
 Source: moby `profiles/seccomp`, containers/common `pkg/seccomp`, runtime-spec `config-linux.md`.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -29,6 +32,21 @@ _NATIVE = {
     "s390x": "SCMP_ARCH_S390X",
     "riscv64": "SCMP_ARCH_RISCV64",
 }
+
+# What Docker allows with CAP_SYS_ADMIN only: namespaces and mounts. `clone` makes processes and
+# threads as well; whether `clone3` makes a namespace cannot be seen, so that it does not exist.
+_FOR_ADMINISTRATORS = (
+    *("fsconfig", "fsmount", "fsopen", "fspick", "mount", "mount_setattr", "move_mount"),
+    *("open_tree", "setns", "umount", "umount2", "unshare"),
+)
+_CLONE_NAMESPACE_FLAGS = 0x7E020000
+_S390 = ("s390", "s390x")
+_FOR_NOBODY = ("add_key", "keyctl", "pivot_root", "request_key")
+_FOR_CAPABILITY = {
+    "CAP_SYS_BOOT": ("reboot",),
+    "CAP_SYS_NICE": ("get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node"),
+}
+_ALLOW, _REFUSE = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
 
 # Distinct sets of capabilities on one node are few; each result is about 12 KiB of JSON.
 _CACHE_MAX = 32
@@ -71,6 +89,74 @@ class _Profile(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
 
 
+@functools.lru_cache(maxsize=1)
+def narrowed(profile: bytes) -> bytes:
+    """Return containers-common's profile without what Docker's does not allow, in its format.
+
+    Raises:
+        InvalidError: the profile is not one.
+    """
+    parsed = _parsed(profile)
+    moved = {*_FOR_ADMINISTRATORS, *_FOR_NOBODY, "clone", "clone3"}
+    moved.update(name for names in _FOR_CAPABILITY.values() for name in names)
+    rules = [_without(rule, moved) if _is_plain(rule) else rule for rule in parsed.syscalls]
+    rules += [
+        _Rule(_REFUSE, _FOR_NOBODY, errnoRet=errno.EPERM),
+        *_only_with("CAP_SYS_ADMIN", _FOR_ADMINISTRATORS),
+        *(
+            rule
+            for name in sorted(_FOR_CAPABILITY)
+            for rule in _only_with(name, _FOR_CAPABILITY[name])
+        ),
+        *_clone_rules(),
+    ]
+    return msgspec.json.encode(msgspec.structs.replace(parsed, syscalls=tuple(rules)))
+
+
+def _is_plain(rule: _Rule) -> bool:
+    nothing = _Condition()
+    is_unconditional = rule.includes == nothing and rule.excludes == nothing and not rule.args
+    return rule.action == _ALLOW and is_unconditional
+
+
+def _without(rule: _Rule, names: Collection[str]) -> _Rule:
+    left = tuple(name for name in rule.names if name not in names)
+    return msgspec.structs.replace(rule, names=left)
+
+
+def _only_with(capability: str, names: tuple[str, ...]) -> tuple[_Rule, _Rule]:
+    condition = _Condition(caps=(capability,))
+    return (
+        _Rule(_ALLOW, names, includes=condition),
+        _Rule(_REFUSE, names, excludes=condition, errnoRet=errno.EPERM),
+    )
+
+
+def _clone_rules() -> tuple[_Rule, ...]:
+    admin = ("CAP_SYS_ADMIN",)
+
+    def without_namespaces(index: int) -> tuple[_Argument]:
+        return (_Argument(index, _CLONE_NAMESPACE_FLAGS, "SCMP_CMP_MASKED_EQ"),)
+
+    return (
+        _Rule(_ALLOW, ("clone", "clone3"), includes=_Condition(caps=admin)),
+        _Rule(
+            _ALLOW,
+            ("clone",),
+            args=without_namespaces(0),
+            excludes=_Condition(caps=admin, arches=_S390),
+        ),
+        _Rule(
+            _ALLOW,
+            ("clone",),
+            args=without_namespaces(1),
+            includes=_Condition(arches=_S390),
+            excludes=_Condition(caps=admin),
+        ),
+        _Rule(_REFUSE, ("clone3",), excludes=_Condition(caps=admin), errnoRet=errno.ENOSYS),
+    )
+
+
 @functools.lru_cache(maxsize=_CACHE_MAX)
 def resolve(
     profile: bytes, capabilities: tuple[str, ...], architecture: str, kernel: tuple[int, int]
@@ -86,10 +172,7 @@ def resolve(
     Raises:
         InvalidError: the profile is not one.
     """
-    try:
-        parsed = msgspec.json.decode(profile, type=_Profile)
-    except msgspec.DecodeError as error:
-        raise InvalidError(f"the seccomp profile cannot be read: {error}") from error
+    parsed = _parsed(profile)
     result: dict[str, object] = {"defaultAction": parsed.defaultAction}
     if parsed.defaultErrnoRet is not None:
         result["defaultErrnoRet"] = parsed.defaultErrnoRet
@@ -105,6 +188,13 @@ def resolve(
         if _applies(rule, owned, architecture, kernel) and (rule.names or rule.name)
     ]
     return msgspec.Raw(msgspec.json.encode(result))
+
+
+def _parsed(profile: bytes) -> _Profile:
+    try:
+        return msgspec.json.decode(profile, type=_Profile)
+    except msgspec.DecodeError as error:
+        raise InvalidError(f"the seccomp profile cannot be read: {error}") from error
 
 
 def _architectures(table: tuple[_Architecture, ...], architecture: str) -> tuple[str, ...]:

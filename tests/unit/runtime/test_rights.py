@@ -1,6 +1,7 @@
 """Capabilities, and the filter of system calls that follows from them."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -133,3 +134,32 @@ def test_kept():
     first = seccomp.resolve(profile(), ("CAP_CHOWN",), "amd64", KERNEL)
     assert seccomp.resolve(profile(), ("CAP_CHOWN",), "amd64", KERNEL) is first
     assert isinstance(first, msgspec.Raw)
+
+
+def actions(document: dict[str, object], name: str) -> list[tuple[object, object, object]]:
+    """What a resolved profile says of one system call."""
+    rules = document["syscalls"]
+    assert isinstance(rules, list)
+    return [(r["action"], r.get("errnoRet"), r.get("args")) for r in rules if name in r["names"]]
+
+
+def test_the_default_profile_is_no_wider_than_docker_s() -> None:
+    """Without CAP_SYS_ADMIN there are no new namespaces, mounts or keys; with it, all but keys."""
+    path = Path(seccomp.DEFAULT_PROFILE_PATH)
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    narrowed = seccomp.narrowed(path.read_bytes())
+    plain = json.loads(bytes(seccomp.resolve(narrowed, ("CAP_CHOWN",), "amd64", KERNEL)))
+    admin = json.loads(bytes(seccomp.resolve(narrowed, ("CAP_SYS_ADMIN",), "amd64", KERNEL)))
+
+    for name in ("unshare", "mount", "setns", "fsopen", "umount2", "keyctl", "pivot_root"):
+        assert {action[:2] for action in actions(plain, name)} == {("SCMP_ACT_ERRNO", 1)}, name
+    for name in ("unshare", "mount", "setns", "clone", "clone3"):
+        assert {action[0] for action in actions(admin, name)} == {"SCMP_ACT_ALLOW"}, name
+    assert actions(plain, "clone3") == [("SCMP_ACT_ERRNO", 38, None)]
+    ((action, _, (argument,)),) = actions(plain, "clone")
+    assert (action, argument["op"]) == ("SCMP_ACT_ALLOW", "SCMP_CMP_MASKED_EQ")
+    assert argument["value"] & 0x10000000, "CLONE_NEWUSER"
+    assert argument.get("valueTwo", 0) == 0
+    for name in ("read", "execve", "ptrace"):
+        assert actions(plain, name) == [("SCMP_ACT_ALLOW", None, None)]
