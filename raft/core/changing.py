@@ -104,6 +104,8 @@ class Changing(Replication):
         progress = self._peers.get(change.member_id)
         lag = self.log.last - (progress.match if progress else 0)
         allowed = self.config.promotion_lag_entries_max
+        if change.member_id not in self._reachable():
+            return Refused(RefusalCode.LAGGING, f"member {change.member_id} did not answer lately")
         if progress is not None and progress.match > 0 and lag <= allowed:
             return None
         return Refused(

@@ -146,8 +146,10 @@ def force_new_cluster(
 ) -> tuple[HardState, Entries]:
     """Make a group of one from what a survivor has stored.
 
-    Everything in its log counts as committed: nobody else is left to say otherwise. Entries that
-    others had acknowledged and the survivor never received are lost; that is the price.
+    Everything in its log will be committed with its first entry as the leader of itself: nobody
+    else is left to say otherwise. Entries that others had acknowledged and the survivor never
+    received are lost; that is the price. A crash between storing the two results changes nothing:
+    the old group is still in the log, and this may be done again.
 
     Args:
         hard_state: as stored.
@@ -164,7 +166,7 @@ def force_new_cluster(
     after = Membership((msgspec.structs.replace(survivor, is_voter=True),), removed)
     index = last_index + 1
     entries = Entries(index, [encode_membership(after)], ((index, term),), (index,))
-    return HardState(term, RaftID(0), index), entries
+    return HardState(term, RaftID(0), hard_state.commit), entries
 
 
 def _with(membership: Membership, others: tuple[Member, ...], member: Member) -> Membership:

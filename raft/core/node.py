@@ -232,7 +232,7 @@ class Core(Changing):
             or self.term != self._emitted_term
             or self.vote != self._emitted_vote
         ):
-            hard_state = HardState(self.term, self.vote, log.commit)
+            hard_state = HardState(self.term, self.vote, self._commit_to_store(entries))
             self._emitted_term = self.term
             self._emitted_vote = self.vote
         committed = None

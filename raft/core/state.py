@@ -205,6 +205,14 @@ class CoreState:
         self._term_start = self.log.last
         self._is_dirty = True
 
+    def _commit_to_store(self, entries: Entries | None) -> int:
+        """Return the commit index that may be stored before these entries.
+
+        Not theirs: after a crash in between, others could still be stored in their places.
+        """
+        commit = self.log.commit
+        return commit if entries is None else min(commit, entries.first - 1)
+
     def _promise(self, message: Message) -> None:
         """Say something that is only true once everything so far is durable."""
         self._after.append(message)

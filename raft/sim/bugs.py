@@ -191,6 +191,14 @@ class RemovedNeverStands(Core):
         return self._is_voter
 
 
+class CommitStoredBeforeEntries(Core):
+    """Stores a commit index before the entries that it covers."""
+
+    @override
+    def _commit_to_store(self, entries: Entries | None) -> int:
+        return self.log.commit
+
+
 BUGS: dict[str, type[Core]] = {
     "unconditional-truncation": UnconditionalTruncation,
     "no-up-to-date-check": NoUpToDateCheck,
@@ -205,6 +213,7 @@ BUGS: dict[str, type[Core]] = {
     "lease-after-partition": LeaseAfterPartition,
     "lease-after-hand-over": LeaseAfterHandOver,
     "change-before-own-commit": ChangeBeforeOwnCommit,
+    "commit-stored-before-entries": CommitStoredBeforeEntries,
     "lease-from-receipt": LeaseFromReceipt,
     "forgotten-promise": ForgottenPromise,
     "read-before-own-commit": ReadBeforeOwnCommit,

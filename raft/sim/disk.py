@@ -7,6 +7,7 @@ have stored any beginning of what it was given; nothing that was not given to it
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from raft.core import Entries, HardState, Ready, Snapshot
 
@@ -49,15 +50,18 @@ class Disk:
             self._append(ready.entries, len(ready.entries.data))
 
     def tear(self, ready: Ready, rng: random.Random) -> None:
-        """Store some beginning of a Ready."""
-        if ready.snapshot is not None and rng.random() < 0.5:  # noqa: PLR2004 -- a coin
-            return
-        if ready.snapshot is not None:
-            self._install(ready.snapshot)
-        if ready.hard_state is not None and rng.random() < 0.5:  # noqa: PLR2004 -- a coin
-            self.hard_state = ready.hard_state
-            if ready.entries is not None:
-                self._append(ready.entries, int(rng.random() * (len(ready.entries.data) + 1)))
+        """Store some beginning of a Ready: up to, and without, a drawn one of its steps."""
+        steps: list[Callable[[], None]] = []
+        snapshot, hard_state, entries = ready.snapshot, ready.hard_state, ready.entries
+        if snapshot is not None:
+            steps.append(lambda: self._install(snapshot))
+        if hard_state is not None:
+            steps.append(lambda: setattr(self, "hard_state", hard_state))
+        if entries is not None:
+            count = int(rng.random() * (len(entries.data) + 1))
+            steps.append(lambda: self._append(entries, count))
+        for step in steps[: int(rng.random() * (len(steps) + 1))]:
+            step()
 
     def keep_snapshot(self, snapshot: Snapshot, start: int) -> None:
         """A snapshot was taken here; entries up to `start` go."""

@@ -229,6 +229,53 @@ def test_a_report_of_something_never_handed_out_is_a_bug(group):
         group(1).cores[1].persisted(99)
 
 
+def test_the_stored_commit_index_does_not_cover_what_is_stored_after_it(group):
+    """A crash between hard state and entries must not commit what lies in their places."""
+    core = group(3).cores[2]
+    while core.ready() is not None:
+        pass
+    sent = Entries(2, [b"a", b"b"], ((2, 2),))
+    core.step(Append(RaftID(1), RaftID(2), 2, 1, 1, 3, sent))
+    ready = core.ready()
+    assert core.log.commit == 3
+    assert (ready.entries.first, ready.hard_state.commit) == (2, 1)
+
+
+def test_a_leader_that_hears_nobody_steps_down(group):
+    """Also if all hear it: they keep following until then, and elect another after it."""
+    cores = group(3)
+    leader = cores.elect(1)
+    cores.cut = {(2, 1), (3, 1)}
+    cores.tick(9)
+    assert leader.is_leader
+    assert cores.cores[2].leader == 1
+    cores.tick(2)
+    assert not leader.is_leader
+    cores.tick(25)
+    assert [n for n in (2, 3) if cores.cores[n].is_leader]
+
+
+def test_a_follower_far_behind_gets_a_snapshot_while_others_go_on(group):
+    """Its stream is reported broken once, then sent; meanwhile entries are committed."""
+    cores = group(3)
+    leader = cores.elect(1)
+    cores.isolate(3)
+    leader.propose([b"x"] * 50)
+    cores.settle()
+    leader.compact(leader.log.delivered, 0)
+    cores.cut.clear()
+    cores.tick(3)
+    assert cores.cores[3].snapshot.index == 52
+    leader.propose([b"y"])
+    cores.settle()
+    assert leader.log.commit == 53
+    assert leader._peers[3].snapshot_index in (0, 52)
+    leader.snapshot_sent(RaftID(3), is_sent=True)
+    cores.tick(3)
+    assert cores.cores[3].log.commit == 53
+    assert dict(leader.matched())[RaftID(3)] == 53
+
+
 def test_commit_is_not_durable_and_need_not_be(group):
     """A commit index that moves alone asks for no storing."""
     cores = group(3)
