@@ -123,13 +123,13 @@ class Orchestrator:
         self._mark_all(view)
 
     def _mark_all(self, view: View) -> None:
-        for service in view.services:
-            self._dirty[service.id] = None
-        for task in view.tasks:
-            self._dirty[task.service_id] = None
+        marked = {service.id for service in view.services}
+        marked |= {task.service_id for task in view.tasks}
         # A removed service without tasks may have left specs when the manager stopped.
-        for row in view.spec_versions:
-            self._dirty[row.service_id] = None
+        marked |= {row.service_id for row in view.spec_versions}
+        # In an order that depends on nothing else, so that what was drawn can be drawn again.
+        for service_id in sorted(marked):
+            self._dirty[service_id] = None
 
     def _take(self, event: Event | Resync) -> None:
         if isinstance(event, Resync):
