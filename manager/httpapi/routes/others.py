@@ -10,7 +10,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from manager.httpapi.requests import backend_of, json_response
-from proto.errors import NotFoundError
+from manager.httpapi.routes.tasks import container_summaries
+from proto.errors import NotFoundError, NotImplementedYetError
 
 
 async def no_networks(_request: web.Request) -> web.StreamResponse:
@@ -27,8 +28,22 @@ async def no_object(request: web.Request) -> web.StreamResponse:
     """Describe an object of a kind that there is none of."""
     kind = request.match_info["kind"]
     name = request.match_info["name"]
-    sentence = f"No such container: {name}" if kind == "containers" else None
-    raise NotFoundError(kind.removesuffix("s"), name, sentence)
+    raise NotFoundError(kind.removesuffix("s"), name)
+
+
+async def a_container(request: web.Request) -> web.StreamResponse:
+    """Say of a task's container, which `docker ps` lists, where to look instead."""
+    name = request.match_info["name"].removeprefix("/")
+    for one in container_summaries(request, show_all=True):
+        task_name = one["Names"][0].removeprefix("/")
+        if name and (one["Id"].startswith(name) or task_name == name):
+            task_id = one["Labels"]["com.docker.swarm.task.id"]
+            raise NotImplementedYetError(
+                f"container {name} is that of task {task_name}, and this version of Swarm serves "
+                f"no commands on single containers: use service logs {task_id} or "
+                f"inspect --type task {task_id}"
+            )
+    raise NotFoundError("container", name, f"No such container: {name}")
 
 
 async def none_of_the_cluster(request: web.Request) -> web.StreamResponse:
@@ -40,7 +55,8 @@ async def none_of_the_cluster(request: web.Request) -> web.StreamResponse:
 ROUTES = (
     ("GET", "/networks", no_networks),
     ("GET", "/plugins", no_plugins),
-    ("GET", "/{kind:containers|plugins}/{name:.+}/json", no_object),
+    ("GET", "/containers/{name:.+}/json", a_container),
+    ("GET", "/{kind:plugins}/{name:.+}/json", no_object),
     ("GET", "/{kind:networks|secrets|configs}/{name}", no_object),
     ("GET", "/secrets", none_of_the_cluster),
     ("GET", "/configs", none_of_the_cluster),

@@ -13,7 +13,8 @@ import pytest
 
 from proto.errors import LockedError, NameConflictError, SequenceConflictError
 from proto.ids import NodeID, ServiceID, TaskID
-from proto.objects import ContainerSpec, NodeSpec, Service, ServiceSpec, Task, TaskSpec
+from proto.objects import ContainerSpec, NodeSpec, Service, ServiceSpec, Task, TaskSpec, TaskStatus
+from proto.states import TaskState
 from worker.images.api import Progress
 from worker.runtime.api import LogRecord
 
@@ -345,3 +346,18 @@ async def test_joining_says_that_it_cannot(served: Served) -> None:
     answer = await served.ask("POST", "/swarm/join", {"JoinToken": "x"})
     assert answer.status == 501
     assert "joining a swarm" in answer.json()["message"]
+
+
+async def test_a_task_s_container_is_not_denied(served: Served) -> None:
+    """`docker ps` lists it; who asks for more is told where to look, by ID, prefix or name."""
+    control = served.backend.fake_control
+    status = TaskStatus(state=TaskState.RUNNING, container_id="c" * 64)
+    task = Task(id=TaskID("t1"), service_id=ServiceID("s1"), node_id=NodeID("n1"), status=status)
+    control.all_tasks[task.id] = task
+    control.by_id["s1"] = Service(id=ServiceID("s1"), spec=ServiceSpec(name="web"))
+    (listed,) = (await served.ask("GET", "/containers/json")).json()
+    for name in ("c" * 64, "c" * 12, listed["Names"][0].removeprefix("/")):
+        answer = await served.ask("GET", f"/containers/{name}/json")
+        assert answer.status == 501
+        assert "use service logs t1" in answer.json()["message"]
+    assert (await served.ask("GET", "/containers/d/json")).status == 404
