@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from manager.store import View
 from manager.store.watch import Change, Watch
-from proto.ids import container_id_of
+from proto.ids import ContainerID, TaskID, container_id_of
 from proto.objects import (
+    NANOSECONDS,
     Cluster,
     ReplicatedMode,
     RestartCondition,
     Service,
     ServiceSpecVersion,
     Task,
+    TaskStatus,
     spec_version_id,
 )
 from proto.states import TRANSITIONS, TaskState
@@ -34,6 +36,9 @@ def _reachable() -> frozenset[tuple[TaskState, TaskState]]:
     return frozenset(pairs)
 
 
+_BY_ITSELF = (_S.COMPLETE, _S.FAILED, _S.REJECTED)
+JITTER = 0.1
+_MOMENT = 0.001
 REACHABLE = _reachable()
 _FIXED = ("service_id", "spec_version", "slot", "created_at", "not_before")
 
@@ -42,15 +47,31 @@ class Spy(Watch):
     """Looks at every committed transaction, at once.
 
     Attributes:
-        violations: where to put what is wrong.
+        violate: is told what is wrong.
         unlock_keys: every unlock key that was ever in force, oldest first.
         ended: tasks that ended, by service, slot and version of the spec.
+        statuses: every status that was stored of a task, oldest first.
+        services: every service that was ever stored.
     """
 
-    def __init__(self, violations: list[str], unlock_keys: list[str], ended: Counter) -> None:
-        self.violations = violations
+    def __init__(
+        self,
+        committed: Callable[[], View],
+        *,
+        violate: Callable[[str], None],
+        unlock_keys: list[str],
+        ended: Counter[Any],
+        statuses: dict[TaskID, list[TaskStatus]],
+        services: set[str],
+        exit_code_of: Callable[[ContainerID], int | None],
+    ) -> None:
+        self.committed_view = committed
+        self.violate = violate
         self.unlock_keys = unlock_keys
         self.ended = ended
+        self.statuses = statuses
+        self.services = services
+        self.exit_code_of = exit_code_of
 
     def publish(self, changes: tuple[Change, ...]) -> None:
         """Check the changes of one transaction."""
@@ -58,7 +79,10 @@ class Spy(Watch):
             old, new = change.old, change.new
             if isinstance(new, Cluster) and new.unlock_key not in {"", *self.unlock_keys[-1:]}:
                 self.unlock_keys.append(new.unlock_key)
+            if isinstance(new, Service):
+                self.services.add(new.id)
             if isinstance(new, Task):
+                self.statuses.setdefault(new.id, []).append(new.status)
                 self._check_task(old, new)
             elif isinstance(old, Task) and old.node_id and not old.status.state.is_terminal:
                 self._bad(old, f"was deleted while {old.status.state.name}")
@@ -68,25 +92,60 @@ class Spy(Watch):
         after = new.status.state
         if before is not after and (before, after) not in REACHABLE:
             self._bad(new, f"went from {before.name} to {after.name}")
-        if old is None and after > _S.ASSIGNED:
-            self._bad(new, f"began as {after.name}")
-        if old is not None:
-            if new.desired_state < old.desired_state:
-                self._bad(new, f"is wanted {new.desired_state.name}, not {old.desired_state.name}")
-            if old.node_id not in {"", new.node_id}:
-                self._bad(new, "moved to another node")
-            for name in _FIXED:
-                if getattr(old, name) != getattr(new, name):
-                    self._bad(new, f"changed its {name}")
+        if old is None:
+            self._check_successor(new)
+        else:
+            self._check_change(old, new)
         if after.is_terminal and not before.is_terminal:
             self.ended[new.service_id, new.slot, new.spec_version] += 1
-        if after >= _S.RUNNING and after is not before and new.status.running_at > (
-            new.status.timestamp
-        ):
+        if after is _S.COMPLETE and self.exit_code_of(container_id_of(new.id)) not in {0, None}:
+            self._bad(new, "is COMPLETE, but its process failed")
+        if before < after and after >= _S.RUNNING and new.status.running_at > new.status.timestamp:
             self._bad(new, "ran after it ended")
 
+    def _check_change(self, old: Task, new: Task) -> None:
+        """Compare a task with its former self."""
+        if new.desired_state < old.desired_state:
+            self._bad(new, f"is wanted {new.desired_state.name}, not {old.desired_state.name}")
+        if old.node_id not in {"", new.node_id}:
+            self._bad(new, "moved to another node")
+        for name in _FIXED:
+            if getattr(old, name) != getattr(new, name):
+                self._bad(new, f"changed its {name}")
+
+    def _check_successor(self, new: Task) -> None:
+        """Compare a new task with its restart policy and with the tasks before it."""
+        if new.status.state > _S.ASSIGNED:
+            self._bad(new, f"began as {new.status.state.name}")
+        view = self.committed_view()
+        slot = [
+            task
+            for task in view.tasks.find("slot", (new.service_id, new.slot))
+            if task.desired_state is not _S.REMOVE and task.id != new.id
+        ]
+        if not slot:
+            return
+        last = max(slot, key=lambda task: task.created_at)
+        policy = _row(view, new).spec.task.restart
+        is_restart = last.spec_version == new.spec_version and last.status.state in _BY_ITSELF
+        service = view.services.get(new.service_id)
+        status = None if service is None else service.update_status
+        is_update_newer = status is not None and (status.started_at or 0.0) > last.created_at
+        if not is_restart or is_update_newer:
+            return  # What a user changed is tried at once.
+        due = last.status.timestamp + policy.delay_ns / NANOSECONDS * (1 - JITTER)
+        if max(new.not_before, new.created_at) < due - _MOMENT:
+            self._bad(new, "does not wait for its restart delay")
+        if policy.condition is RestartCondition.NONE:
+            self._bad(new, "follows a task that is never restarted")
+        if policy.condition is RestartCondition.ON_FAILURE and last.status.state is _S.COMPLETE:
+            self._bad(new, "follows a task that completed")
+        tries = sum(t.spec_version == new.spec_version for t in slot)
+        if policy.max_attempts and not policy.window_ns and tries > policy.max_attempts:
+            self._bad(new, f"is restart {tries} of at most {policy.max_attempts}")
+
     def _bad(self, task: Task, what: str) -> None:
-        self.violations.append(f"task {task.id} of slot {task.slot} {what}")
+        self.violate(f"task {task.id} of slot {task.slot} {what}")
 
     def close(self) -> None:
         """Nothing waits."""
@@ -99,14 +158,14 @@ def rows_of(view: View) -> dict[tuple[str, str], Any]:
 
 def restored(found: View, possible: Iterable[View]) -> str | None:
     """Tell what is wrong with a state that was read from the disk after a crash."""
-    versions = {view.version: view for view in possible}
-    if found.version not in versions:
-        return f"version {found.version} was restored, not one of {sorted(versions)}"
-    wanted, got = rows_of(versions[found.version]), rows_of(found)
-    for key in sorted(wanted.keys() | got.keys()):
-        if wanted.get(key) != got.get(key):
-            return f"{key} was restored as {got.get(key)}, it was {wanted.get(key)}"
-    return None
+    candidates = list(possible)
+    got = rows_of(found)
+    if any(view.version == found.version and rows_of(view) == got for view in candidates):
+        return None
+    versions = sorted(view.version for view in candidates)
+    wanted = rows_of(candidates[0])
+    keys = sorted(key for key in wanted.keys() | got.keys() if wanted.get(key) != got.get(key))
+    return f"version {found.version} was restored, not one of {versions}; other rows: {keys}"
 
 
 def unsettled(view: View, ended: Mapping[Any, int]) -> list[str]:
@@ -120,7 +179,7 @@ def unsettled(view: View, ended: Mapping[Any, int]) -> list[str]:
             found.append(f"task {task.id} of a removed service is left")
         elif task.desired_state is _S.REMOVE:
             found.append(f"task {task.id} is still to be removed")
-        elif task.desired_state > _S.RUNNING and not task.status.state.is_terminal:
+        elif task.desired_state > _S.RUNNING and task.node_id and not task.status.state.is_terminal:
             found.append(f"task {task.id} has not stopped")
     found += _history(view, limit)
     found += _spec_rows(view)
@@ -154,27 +213,58 @@ def _unsettled_service(view: View, service: Service, ended: Mapping[Any, int]) -
     found: list[str] = []
     name = service.spec.name
     state = "" if service.update_status is None else service.update_status.state
-    if state in {"updating", "rollback_started"}:
-        found.append(f"service {name} is {state}")
+    if any(_may_wait(view, task) for task in view.tasks.find("service_id", service.id)):
+        return []  # An update cannot end either.
     slots: dict[int, list[Task]] = {}
     for task in sorted(view.tasks.find("service_id", service.id), key=lambda t: t.created_at):
         if task.desired_state is not _S.REMOVE:
             slots.setdefault(task.slot, []).append(task)
+    given_up = {n for n, tasks in slots.items() if _is_given_up(view, service, tasks, ended)}
+    if state in {"updating", "rollback_started"} and not given_up:
+        found.append(f"service {name} is {state}")
     if len(slots) != service.spec.mode.replicas:
         found.append(f"service {name} has {len(slots)} slots, not {service.spec.mode.replicas}")
     for slot, tasks in sorted(slots.items()):
-        wanted = [task for task in tasks if task.desired_state <= _S.RUNNING]
-        if len(wanted) > 1:
-            found.append(f"slot {name}.{slot} has {len(wanted)} wanted tasks")
-        elif not wanted:
-            if not _may_rest(view, tasks[-1], ended):
-                found.append(f"slot {name}.{slot} rests though its policy wants a task")
-        elif wanted[0].status.state is not _S.RUNNING:
-            if not _may_wait(view, wanted[0]):
-                found.append(f"slot {name}.{slot} is {wanted[0].status.state.name}")
-        elif "paused" not in state and not _is_present(view, service, wanted[0]):
-            found.append(f"slot {name}.{slot} runs an older spec")
+        is_excused = "paused" in state or slot in given_up
+        what = _unsettled_slot(view, service, tasks, ended, is_excused=is_excused)
+        found += [f"slot {name}.{slot} {what}"] if what else []
     return found
+
+
+def _unsettled_slot(
+    view: View, service: Service, tasks: list[Task], ended: Mapping[Any, int], *, is_excused: bool
+) -> str:
+    """Tell what a slot lacks; `is_excused` lets it run an older spec."""
+    wanted = [task for task in tasks if task.desired_state <= _S.RUNNING]
+    if len(wanted) > 1:
+        return f"has {len(wanted)} wanted tasks"
+    if not wanted:
+        rests = _may_rest(view, tasks[-1], ended)
+        return "" if rests else "rests though its policy wants a task"
+    (task,) = wanted
+    if task.status.state is not _S.RUNNING:
+        return "" if _may_wait(view, task) else f"is {task.status.state.name}"
+    is_right = is_excused or _is_present(view, service, task)
+    return "" if is_right else "runs an older spec"
+
+
+def _is_given_up(view: View, service: Service, tasks: list[Task], ended: Mapping[Any, int]) -> bool:
+    """Tell whether a start-first update left a slot's old task because its new one may not return.
+
+    The new one never ran, and its restart policy wants no other.
+    """
+    tried = [
+        task
+        for task in tasks
+        if task.spec_version == service.spec_version and task.status.state.is_terminal
+    ]
+    configs = (service.spec.update, service.spec.rollback)
+    return (
+        bool(tried)
+        and any(config is not None and config.order == "start-first" for config in configs)
+        and not tried[-1].status.running_at
+        and _may_rest(view, tried[-1], ended)
+    )
 
 
 def _row(view: View, task: Task) -> ServiceSpecVersion:
@@ -186,6 +276,20 @@ def _row(view: View, task: Task) -> ServiceSpecVersion:
 def _is_present(view: View, service: Service, task: Task) -> bool:
     spec = _row(view, task).spec
     return spec.task == service.spec.task and spec.endpoint == service.spec.endpoint
+
+
+def overbooked(view: View) -> list[str]:
+    """Tell which nodes promised more than they have."""
+    found = []
+    for node in view.nodes:
+        taken = sum(
+            _row(view, task).spec.task.resources.reservations.nano_cpus
+            for task in view.tasks.find("node_id", node.id)
+            if not task.status.state.is_terminal
+        )
+        if taken > node.description.resources.nano_cpus:
+            found.append(f"node {node.id} has {taken} billionths of a core reserved")
+    return found
 
 
 def _may_rest(view: View, newest: Task, ended: Mapping[Any, int]) -> bool:
@@ -217,11 +321,13 @@ def leftovers(view: View, machine: Any) -> list[str]:
     """Tell what is on the machine and should not be, or the other way round."""
     tasks = {container_id_of(t.id): t for t in view.tasks}
     running = {i for i, t in tasks.items() if t.status.state is _S.RUNNING}
+    # An ended container keeps an address that could not be freed until it is removed itself.
+    kept = machine.network.kept & (tasks.keys() - running)
     found: list[str] = []
     for noun, held, wanted in (
         ("container", machine.runtime.all_ids() - tasks.keys(), set()),
         ("process", set(machine.runtime.running()), running),
-        ("attachment", set(machine.network.attachments), running),
+        ("attachment", set(machine.network.attachments) - kept, running),
     ):
         found += [f"a {noun} of {tasks.get(i, i)} is left" for i in sorted(held - wanted)]
         found += [f"the {noun} of {tasks.get(i, i)} is missing" for i in sorted(wanted - held)]
@@ -231,17 +337,27 @@ def leftovers(view: View, machine: Any) -> list[str]:
 def _ports(view: View, machine: Any, tasks: Mapping[Any, Task]) -> list[str]:
     """Compare what is published with the services' ports."""
     wanted: set[tuple[int, str]] = set()
+    allowed: set[tuple[int, str]] = set()
     addresses = {i: a.address for i, a in machine.network.attachments.items()}
     for container_id, task in tasks.items():
-        if task.status.state is _S.RUNNING and container_id in addresses:
-            service = view.services.get(task.service_id)
-            assert service is not None
-            numbers = {p.published_port for p in service.endpoint.ports if p.published_port}
-            numbers |= {p.published_port for p in task.status.host_ports}
-            wanted |= {(number, addresses[container_id]) for number in numbers}
+        if task.status.state is not _S.RUNNING or container_id not in addresses:
+            continue
+        service = view.services.get(task.service_id)
+        assert service is not None
+        endpoint = _row(view, task).spec.endpoint
+        fixed = {p.published_port for p in (endpoint.ports if endpoint else ())}
+        numbers = {p.published_port for p in service.endpoint.ports}
+        numbers |= {p.published_port for p in task.status.host_ports}
+        pairs = {(number, addresses[container_id]) for number in numbers - {0}}
+        if _is_present(view, service, task):
+            wanted |= pairs
+        # A task of an older spec may keep its port, unless that leads elsewhere by now.
+        allowed |= pairs | {(number, addresses[container_id]) for number in fixed - {0}}
     got = {
         (port.published_port, address)
         for port in machine.network.published[-1]
         for address in port.backends
     }
-    return [] if wanted == got else [f"published is {sorted(got)}, not {sorted(wanted)}"]
+    if wanted <= got <= allowed:
+        return []
+    return [f"published is {sorted(got)}, not {sorted(wanted)}"]

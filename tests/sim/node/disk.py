@@ -25,8 +25,7 @@ class Disk:
 
     Attributes:
         files: the file system.
-        slow_seconds: what each job may take longer.
-        room_bytes: what still fits, from now on and through restarts; None is no limit.
+        slow_seconds: what each job takes longer.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -49,9 +48,13 @@ class Disk:
         """Let only so much fit from now on."""
         self.files.room_bytes = room_bytes
 
+    def fail(self, *, is_failing: bool) -> None:
+        """Let syncs fail from now on, or work again."""
+        self.files.fail_sync = is_failing
+
     def crash(self, *, is_power_lost: bool) -> None:
         """Stop in the middle of what is under way; then forget handles, or all that is unsynced."""
-        room_bytes = self.files.room_bytes
+        room_bytes, is_failing = self.files.room_bytes, self.files.fail_sync
         for lane in self._lanes:
             for job in lane.under_way():
                 # Assertions in a job are bugs and come through.
@@ -65,7 +68,7 @@ class Disk:
             self.files.lose_power()
         else:
             self.files.kill_process()
-        self.files.room_bytes = room_bytes
+        self.files.room_bytes, self.files.fail_sync = room_bytes, is_failing
 
 
 class SimLane(Lane):

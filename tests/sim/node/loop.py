@@ -150,15 +150,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             for _ in range(CLOSINGS_MAX):
                 try:
                     task.get_coro().close()
-                except BaseException:  # noqa: BLE001, S112 -- it is dead; its complaints are not heard
+                except BaseException:  # noqa: BLE001 -- it is dead; its complaints are not heard
                     continue
                 break
             self._graveyard += self._tasks_of.pop(PROGRAM.get(), ())
 
 
-def _settle(
-    future: asyncio.Future[Any], outcome: Any, error: BaseException | None
-) -> None:
+def _settle(future: asyncio.Future[Any], outcome: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:
@@ -180,5 +178,3 @@ class LoopClock:
     def monotonic(self) -> float:
         """Return the loop's time."""
         return self._loop.time()
-
-

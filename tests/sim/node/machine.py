@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from overlay.api import Attachment, PublishedPort
 from proto.clock import Clock
 from proto.errors import NotFoundError, RuntimeFailedError
@@ -120,6 +122,11 @@ class Runtime(SimRuntime):
         """Return every container, broken ones too."""
         return {*self._containers, *self.broken}
 
+    def exit_code_of(self, container_id: ContainerID) -> int | None:
+        """Return how a process ended, if that is known."""
+        container = self._containers.get(container_id)
+        return None if container is None or container.exit is None else container.exit.exit_code
+
     def ended_for(self, container_id: ContainerID) -> float | None:
         """Return how long ago the process ended; None while it runs."""
         container = self._containers.get(container_id)
@@ -206,6 +213,22 @@ class Network(SimNetwork):
         self._machine = machine
         self._asked: tuple[PublishedPort, ...] = ()
         self.published.append(())
+        # Attachments of ended containers that could not be removed; removal tries again.
+        self.kept: set[ContainerID] = set()
+
+    async def start(self, live: frozenset[ContainerID]) -> dict[ContainerID, Attachment]:
+        """Adopt what lives; no port leads to an address that is free again."""
+        adopted = await super().start(live)
+        addresses = {attachment.address for attachment in adopted.values()}
+        self.published.append(
+            tuple(
+                msgspec.structs.replace(
+                    port, backends=tuple(a for a in port.backends if a in addresses)
+                )
+                for port in self.published[-1]
+            )
+        )
+        return adopted
 
     async def attach(self, container_id: ContainerID) -> Attachment:
         """Attach, or fail."""
@@ -216,6 +239,7 @@ class Network(SimNetwork):
     async def detach(self, container_id: ContainerID) -> None:
         """Detach, or fail."""
         if self._machine.chance(0.05):
+            self.kept.add(container_id)
             raise RuntimeFailedError("cannot remove the namespace: device or resource busy")
         await super().detach(container_id)
 
@@ -263,6 +287,8 @@ class Network(SimNetwork):
 
 class Images:
     """The node's images and a registry."""
+
+    has_hidden = False
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

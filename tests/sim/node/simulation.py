@@ -1,8 +1,8 @@
 """One node from a seed: a daemon that crashes, users, and a machine where things go wrong.
 
-    story     users, crashes and trouble, drawn from the seed; checks after every step
-    recovery  trouble ends, what cannot work is repaired; everything must settle in time
-    idleness  an hour in which nothing may be written and hardly anything may happen
+story     users, crashes and trouble, drawn from the seed; checks after every step
+recovery  trouble ends, what cannot work is repaired; everything must settle in time
+idleness  an hour in which nothing may be written and hardly anything may happen
 """
 
 from __future__ import annotations
@@ -30,20 +30,36 @@ from manager.daemon.machine import RuntimeFacts
 from manager.daemon.node import SwarmNode
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Store, View
-from proto.errors import SwarmError
-from proto.ids import ClusterID, NodeID
-from proto.objects import Cluster, ClusterSpec, Node, NodeRole, NodeSpec, NodeStatus
-from raft import lane as lanes, single
-from raft.keys import Kek, KeyRing
-from raft.single import SingleLog
+from proto.assignments import StatusUpdate
+from proto.errors import (
+    NotLeaderError,
+    ResourceExhaustedError,
+    SequenceConflictError,
+    SwarmError,
+)
+from proto.ids import ClusterID, NodeID, TaskID, container_id_of
+from proto.objects import (
+    Cluster,
+    ClusterSpec,
+    Node,
+    NodeAvailability,
+    NodeRole,
+    NodeSpec,
+    NodeStatus,
+    TaskStatus,
+)
+from raft import lane as lanes
+from raft.keys import KeyRing
+from raft.node import RaftNode
 
 from . import checks
 from .disk import Disk
 from .loop import LoopClock, VirtualLoop
-from .machine import Machine
-from .user import User, is_troubled, repaired
+from .machine import WITHDRAW_SECONDS_MAX, Machine
+from .user import User, is_troubled, made, repaired
 
 NODE = NodeID("thenode")
+ADDRESS = "10.0.0.1:2377"
 STEPS_MIN, STEPS_MAX = 10, 25
 RECOVERY_SECONDS_MAX = 900.0
 CALM_SECONDS = 120.0
@@ -99,12 +115,16 @@ class Simulation:
         self.config = DaemonConfig(state_dir=root)
         self.unlock_keys: list[str] = []
         self.ended: Counter[Any] = Counter()
+        self.statuses: dict[TaskID, list[TaskStatus]] = {}
+        self.services: set[str] = set()
         self.node: SwarmNode | None = None
         self.store: Store | None = None
         self.outcomes: Counter[str] = Counter()
         self._orchestrators: list[Orchestrator] = []
         self._possible: list[View] = []
+        self._doubtful: list[View] = []
         self._program = 0
+        self._active_since = 0.0
         self._calls: set[asyncio.Future[Any]] = set()
         self._requests: set[asyncio.Task[None]] = set()
         self._slots: dict[tuple[str, str], str] = {}
@@ -148,7 +168,9 @@ class Simulation:
         rng = random.Random(f"{self.seed}/cluster")
         files, directory = self.disk.files, self.config.raft_dir
         keys = KeyRing.create(directory, rng.randbytes, files=files)
-        log = SingleLog.open(directory, keys, files=files, rng_bytes=rng.randbytes)
+        log = await RaftNode.create(
+            directory, keys, node_id=NODE, address=ADDRESS, clock=self.clock, rng=rng, files=files
+        )
         store = Store.open(log, self.clock)
 
         def write(tx: Any) -> None:
@@ -165,7 +187,7 @@ class Simulation:
             node_id=NODE,
             cluster_id=ClusterID("thecluster"),
             role="manager",
-            advertise_addr="10.0.0.1:2377",
+            advertise_addr=ADDRESS,
             listen_addr="0.0.0.0:2377",
         )
         write_identity(self.config.identity_file, identity)
@@ -189,36 +211,56 @@ class Simulation:
                 rng=random.Random(f"{self.seed}/daemon/{self._program}"),
                 files=self.disk.files,
             )
-            await node.start()
             self.node = node
-            self._look()
+            await node.start()
             started.set_result(None)
 
-        await asyncio.gather(self.loop.start(self._program, main))
+        self._calls.add(started)
+        self.loop.start(self._program, main)
         await started
+        self._calls.discard(started)
         assert self.node is not None
-        if self.node.state == "error":
+        if self.node.state == "error" and not self.disk.files.fail_sync:
             self.violate(f"the daemon did not start: {self.node._error}")
 
-    def _look(self) -> None:
-        """Begin to watch the store, if the node leads."""
-        assert self.node is not None
-        membership = self.node._membership
-        if membership is None or membership.store is self.store:
-            return
-        self.store = membership.store
+    def look(self, store: Store) -> None:
+        """Begin to watch a store that the node has just opened."""
+        if self.store is not None:
+            self._possible = self._views()
+        self._doubtful = []
+        self._active_since = self.loop.time()
+        self.store = store
         wrong = checks.restored(self.store.view(), self._possible)
         if wrong is not None:
             self.violate(f"after a restart {wrong}")
-        self.store._watches.insert(
-            0, checks.Spy(self.machine.violations, self.unlock_keys, self.ended)
+        spy = checks.Spy(
+            self.store.view,
+            violate=self.violate,
+            unlock_keys=self.unlock_keys,
+            ended=self.ended,
+            statuses=self.statuses,
+            services=self.services,
+            exit_code_of=self.machine.runtime.exit_code_of,
         )
+        self.store._watches.insert(0, spy)
+
+    def doubt(self, line: list[Any]) -> None:
+        """Note the states of failed transactions of which nobody can tell whether they are kept."""
+        for proposed in line:
+            error = proposed.proposal.exception() if proposed.proposal.done() else None
+            if not isinstance(error, NotLeaderError | ResourceExhaustedError):
+                self._doubtful.append(proposed.view)
+
+    def _views(self) -> list[View]:
+        """Return the states one of which has to be restored."""
+        assert self.store is not None
+        return [self.store.view(), *(p.view for p in self.store._line), *self._doubtful]
 
     def kill(self, *, is_power_lost: bool = False) -> None:
         """Let the daemon end at this very moment."""
         self.note("kill", program=self._program, is_power_lost=is_power_lost)
         if self.store is not None:
-            self._possible = [self.store.view(), *(p.view for p in self.store._line)]
+            self._possible = self._views()
         self.loop.kill(self._program)
         database = self._database()
         self.node, self.store = None, None
@@ -238,11 +280,11 @@ class Simulation:
     async def stop(self) -> None:
         """End the daemon in an orderly way."""
         self.note("stop", program=self._program)
-        node, store = self.node, self.store
+        node = self.node
         assert node is not None
         await asyncio.gather(self.loop.start(self._program, node.close))
-        if store is not None:
-            self._possible = [store.view()]
+        if self.store is not None:
+            self._possible = self._views()
         self.loop.kill(self._program)
         self.node, self.store = None, None
         self._orchestrators.clear()
@@ -281,7 +323,8 @@ class Simulation:
             return await operation(node.control())
 
         try:
-            await self.call(work)
+            created = await self.call(work)
+            assert created in {None, *self.services}, "the new service"
         except SwarmError as error:
             outcome = type(error).__name__
         except KilledError:
@@ -318,8 +361,10 @@ class Simulation:
             self._reboot: 2,
             self._lock_out: 2,
             self._fill_disk: 3,
+            self._fail_disk: 2,
             self._slow_disk: 2,
             self._end_one: 8,
+            self._report_late: 4,
         }
         step = self.rng.choices(tuple(kinds), tuple(kinds.values()))[0]
         await step()
@@ -342,11 +387,22 @@ class Simulation:
         for _ in range(self.rng.randint(0, 60)):
             await asyncio.sleep(self.rng.choice((0.0, 0.0001, 0.001, 0.01)))
         self.kill(is_power_lost=self.rng.random() < 0.4)
+        while self.rng.random() < 0.2:
+            await self._start_and_die()
         if self.rng.random() < 0.15:
             self.note("the worker's database is lost")
             for path in sorted(self.config.worker_dir.glob("worker.db*")):
                 path.unlink()
         await self._come_back()
+
+    async def _start_and_die(self) -> None:
+        """Let the daemon die while it starts, or a moment later."""
+        starting = asyncio.ensure_future(self.start())
+        for _ in range(self.rng.randint(0, 12)):
+            await asyncio.sleep(self.rng.choice((0.0, 0.0001, 0.001)))
+        self.kill(is_power_lost=self.rng.random() < 0.4)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
 
     async def _reboot(self) -> None:
         self.kill(is_power_lost=True)
@@ -377,6 +433,7 @@ class Simulation:
         await asyncio.sleep(self.rng.uniform(0.0, 5.0))
         await self.start()
         await asyncio.sleep(self.rng.uniform(0.0, 60.0))
+        self._check_adopted()
         await self._unlock()
 
         async def unlock(control: Control) -> None:
@@ -397,7 +454,6 @@ class Simulation:
 
             async def unlock(key: str = key) -> None:
                 await node.swarm_unlock(key)
-                self._look()
 
             try:
                 await self.call(unlock)
@@ -421,6 +477,16 @@ class Simulation:
         self.note("disk has room")
         self.disk.limit(None)
 
+    async def _fail_disk(self) -> None:
+        """Let syncs fail: what was written may be there or not, the daemon has to look again."""
+        self.note("disk fails")
+        self.disk.fail(is_failing=True)
+        for _ in range(self.rng.randint(1, 3)):
+            await self._ask()
+            await asyncio.sleep(self.rng.uniform(0.0, 3.0))
+        self.note("disk works")
+        self.disk.fail(is_failing=False)
+
     async def _slow_disk(self) -> None:
         self.disk.slow_seconds = self.rng.uniform(0.01, 2.0)
         for _ in range(self.rng.randint(1, 4)):
@@ -433,6 +499,26 @@ class Simulation:
             container_id = self.rng.choice(running)
             self.note("process ends", container=container_id[:12])
             self.machine.runtime.end(container_id, self.rng.choice((0, 1)))
+
+    async def _report_late(self) -> None:
+        """Let an old report of a task arrive once more."""
+        if self.node is None or self.store is None:
+            return
+        tasks = [task for task in self.store.view().tasks if task.node_id]
+        if not tasks:
+            return
+        task = self.rng.choice(sorted(tasks, key=lambda one: one.id))
+        status = self.rng.choice(self.statuses.get(task.id, [task.status]))
+        self.note("late report", task=task.id, state=status.state.name)
+        node = self.node
+
+        async def report() -> None:
+            await node._dispatcher.update_statuses(NODE, [StatusUpdate(task.id, status)])
+
+        try:
+            await self.call(report)
+        except (SwarmError, KilledError):
+            self.note("late report is lost", task=task.id)
 
     # --- checks ---
 
@@ -450,6 +536,14 @@ class Simulation:
         if others and not self._is_start_first(service_id):
             names = [o.labels["com.docker.swarm.task.name"] for o in (config, *others)]
             self.violate(f"two processes of a slot run: {' and '.join(names)}")
+
+    def _check_adopted(self) -> None:
+        """See that the worker knows every process though it has no manager."""
+        assert self.node is not None
+        assert self.node._agent is not None
+        known = {container_id_of(task_id) for task_id in self.node._agent._table.machines}
+        for container_id in sorted(self.machine.runtime.running().keys() - known):
+            self.violate(f"the worker does not know container {container_id[:12]}")
 
     def _is_start_first(self, service_id: str) -> bool:
         """Tell whether one version of the service, past ones included, starts first."""
@@ -469,7 +563,10 @@ class Simulation:
             self.store.check()
             if self.node is not None and self.node._agent is not None:
                 self.node._agent._table.check()
-            self.machine.network.check("meanwhile") if self._is_attentive() else None
+            for what in checks.overbooked(self.store.view()):
+                self.violate(what)
+            if self._is_attentive():
+                self.machine.network.check("meanwhile")
             for orchestrator in self._orchestrators:
                 self._check_usage(orchestrator)
         if self.machine.violations:
@@ -477,7 +574,8 @@ class Simulation:
 
     def _is_attentive(self) -> bool:
         """Tell whether the daemon has had the time to see what happened to containers."""
-        return self.machine.rng is not None and not self.machine.is_rough
+        is_active = self.node is not None and self.node.state == "active"
+        return is_active and self.loop.time() > self._active_since + WITHDRAW_SECONDS_MAX
 
     def _check_usage(self, orchestrator: Orchestrator) -> None:
         """Compare the usage with a full count, when all events have been taken in."""
@@ -499,31 +597,72 @@ class Simulation:
         await self._unlock()
         await asyncio.sleep(30.0)  # old statuses and retries may still be under way
         assert self.store is not None
+        await self._insist("make the node active", lambda c: made(c, NodeAvailability.ACTIVE))
         for service in sorted(self.store.view().services, key=lambda s: s.spec.name):
             if is_troubled(service) or self.rng.random() < 0.3:
-                outcome = "SequenceConflictError"
-                while outcome == "SequenceConflictError":
-                    outcome = await self.ask(
-                        f"repair {service.spec.name}", lambda c, s=service: repaired(c, s)
-                    )
-                if outcome != "done":
-                    self.violate(f"service {service.spec.name} cannot be repaired: {outcome}")
+                await self._insist(
+                    f"repair {service.spec.name}", lambda c, s=service: repaired(c, s)
+                )
         deadline = self.loop.time() + RECOVERY_SECONDS_MAX
         while wrong := self._unsettled():
             self.check()
             if self.loop.time() > deadline:
+                self._show_state()
                 raise SimulationError("it never settled: " + "; ".join(wrong))
             await asyncio.sleep(5.0)
         self.note("settled")
         await asyncio.sleep(CALM_SECONDS)
         wrong = self._unsettled()
         if wrong:
+            self._show_state()
             raise SimulationError("it did not stay settled: " + "; ".join(wrong))
+
+    async def _insist(self, name: str, operation: Callable[[Control], Awaitable[Any]]) -> None:
+        """Repeat an operation that meets another change; everything else is a violation."""
+        outcome = SequenceConflictError.__name__
+        while outcome == SequenceConflictError.__name__:
+            outcome = await self.ask(name, operation)
+        if outcome != "done":
+            self.violate(f"{name}: {outcome}")
 
     def _unsettled(self) -> list[str]:
         assert self.store is not None
         view = self.store.view()
         return checks.unsettled(view, self.ended) + checks.leftovers(view, self.machine)
+
+    def _show_state(self) -> None:
+        """Put the services and tasks into the trace, for whoever has to find out why."""
+        assert self.store is not None
+        view = self.store.view()
+        for service in view.services:
+            spec = service.spec
+            self.note(
+                "service",
+                id=service.id,
+                name=spec.name,
+                mode=spec.mode,
+                version=service.spec_version,
+                status=service.update_status,
+                asked=spec.endpoint.ports if spec.endpoint else (),
+                ports=service.endpoint.ports,
+                update=spec.update,
+                rollback=spec.rollback,
+                restart=spec.task.restart,
+            )
+        for task in sorted(view.tasks, key=lambda t: (t.service_id, t.slot, t.created_at)):
+            self.note(
+                "task",
+                id=task.id,
+                service=task.service_id,
+                slot=task.slot,
+                version=task.spec_version,
+                desired=task.desired_state.name,
+                state=task.status.state.name,
+                err=task.status.err,
+                running_at=task.status.running_at,
+                created_at=task.created_at,
+                not_before=task.not_before,
+            )
 
     async def _idle(self) -> None:
         """Let an hour pass; nobody has anything to do."""
@@ -535,7 +674,9 @@ class Simulation:
         if self.store.applied_index != before or self.disk.files.operations != operations:
             raise SimulationError("something was written in an idle hour")
         checked = sum(
-            view.spec_versions.get(f"{t.service_id}.{t.spec_version}").spec.task.container.healthcheck  # noqa: E501
+            view.spec_versions.get(
+                f"{t.service_id}.{t.spec_version}"
+            ).spec.task.container.healthcheck
             is not None
             for t in view.tasks
         )
@@ -566,9 +707,27 @@ def _installed(simulation: Simulation) -> Iterator[None]:
         simulation._orchestrators.append(made)
         return made
 
+    take_up, fall_back, drop_line = SwarmNode._take_up, Store._fall_back, Store._drop_line
+
+    def taken_up(node: SwarmNode, membership: Any) -> None:
+        take_up(node, membership)
+        simulation.look(membership.store)
+
+    def fallen_back(store: Store, first: Any, error: BaseException) -> None:
+        if not simulation.loop.is_dead():
+            simulation.doubt([first, *store._line])
+        fall_back(store, first, error)
+
+    def line_dropped(store: Store) -> None:
+        if not simulation.loop.is_dead():
+            simulation.doubt(list(store._line))
+        drop_line(store)
+
     try:
         with (
-            mock.patch.object(single, "Lane", simulation.disk.lane),
+            mock.patch.object(SwarmNode, "_take_up", taken_up),
+            mock.patch.object(Store, "_fall_back", fallen_back),
+            mock.patch.object(Store, "_drop_line", line_dropped),
             mock.patch.object(lanes, "Lane", simulation.disk.lane),
             mock.patch.object(membership_module, "Orchestrator", orchestrator),
         ):
@@ -577,8 +736,10 @@ def _installed(simulation: Simulation) -> Iterator[None]:
         structlog.configure(**before)
 
 
-def simulate(seed: int, root: Path) -> Simulation:
-    """Play a seed's story to its end.
+def simulate(
+    seed: int, root: Path, play: Callable[[Simulation], Awaitable[None]] = Simulation.play
+) -> Simulation:
+    """Play a seed's story, or another, to its end.
 
     Raises:
         SimulationError: with the seed and the last lines of the trace.
@@ -588,7 +749,7 @@ def simulate(seed: int, root: Path) -> Simulation:
 
     async def main() -> None:
         try:
-            await simulation.play()
+            await play(simulation)
         finally:
             if simulation.node is not None:
                 simulation.kill()
@@ -599,7 +760,10 @@ def simulate(seed: int, root: Path) -> Simulation:
             loop.run_until_complete(main())
         except Exception as error:
             trace = "\n".join(simulation.lines(TRACE_LINES))
-            message = f"seed {seed}: {error or type(error).__name__}\n{trace}"
+            what = str(error)
+            if not isinstance(error, SimulationError):
+                what = "".join(traceback.format_exception(error))
+            message = f"seed {seed}: {what}\n{trace}"
             raise SimulationError(message) from error
         finally:
             loop.close()

@@ -9,11 +9,13 @@ import msgspec
 
 from manager.controlapi import Control
 from proto.errors import NotFoundError
+from proto.ids import ServiceID
 from proto.objects import (
     NANOSECONDS,
     ContainerSpec,
     EndpointSpec,
     HealthConfig,
+    NodeAvailability,
     PortConfig,
     PortMode,
     ReplicatedMode,
@@ -32,7 +34,7 @@ from .machine import BAD_IMAGE, CRASHING_IMAGE, ENDING_IMAGE, FAR_IMAGE, GOOD_IM
 NAMES = ("api", "db", "queue", "web")
 REPLICAS_MAX = 4
 
-Operation = Callable[[Control], Awaitable[None]]
+Operation = Callable[[Control], Awaitable[ServiceID | None]]
 
 
 class User:
@@ -41,13 +43,23 @@ class User:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def draw(self) -> tuple[str, Operation]:
+    def draw(self) -> tuple[str, Operation]:  # noqa: PLR0911 -- a table
         """Return the next operation and what it is called."""
         rng = self._rng
         name = rng.choice(NAMES)
         kind = rng.choices(
-            ("create", "scale", "image", "bad image", "other", "rollback", "remove", "cluster"),
-            (6, 5, 4, 2, 5, 2, 2, 1),
+            (
+                "create",
+                "scale",
+                "image",
+                "bad image",
+                "other",
+                "rollback",
+                "remove",
+                "cluster",
+                "node",
+            ),
+            (6, 5, 4, 2, 5, 2, 2, 1, 1),
         )[0]
         match kind:
             case "create":
@@ -73,6 +85,9 @@ class User:
                 return f"roll {name} back", lambda control: _rolled_back(control, name)
             case "remove":
                 return f"remove {name}", lambda control: control.remove_service(name)
+            case "node":
+                wish = rng.choice(tuple(NodeAvailability))
+                return f"node {wish.name}", lambda control: made(control, wish)
             case _:
                 limit, interval = rng.randint(0, 5), rng.choice((10, 50, 10_000))
                 text = f"history limit {limit}, snapshot each {interval}"
@@ -165,25 +180,27 @@ def _merged(spec: ServiceSpec, other: ServiceSpec, parts: list[str]) -> ServiceS
     )
 
 
-async def _created(control: Control, spec: ServiceSpec) -> None:
-    service_id = await control.create_service(spec)
-    assert control.service(service_id).spec.name == spec.name
+async def _created(control: Control, spec: ServiceSpec) -> ServiceID:
+    return await control.create_service(spec)
 
 
 async def _changed(
     control: Control, name: str, change: Callable[[ServiceSpec], ServiceSpec]
 ) -> None:
     service = control.service(name)
-    await control.update_service(name, service.version, change(service.spec))
-    assert _version_now(control, service) > service.version
+    spec = change(service.spec)
+    await control.update_service(name, service.version, spec)
+    assert _is_kept(control, service, spec), "the new spec"
 
 
-def _version_now(control: Control, service: Service) -> int:
-    """Return the version of a service that may have been removed by somebody else since."""
+def _is_kept(control: Control, before: Service, spec: ServiceSpec) -> bool:
+    """Tell whether an acknowledged spec is there, unless somebody changed the service since."""
     try:
-        return control.service(service.id).version
+        after = control.service(before.id)
     except NotFoundError:
-        return service.version + 1
+        return True
+    is_rolled_back = after.update_status is not None and "rollback" in after.update_status.state
+    return after.spec == spec or is_rolled_back or after.version > before.version + 1
 
 
 async def _rolled_back(control: Control, name: str) -> None:
@@ -197,6 +214,13 @@ async def _limited(control: Control, limit: int, interval: int) -> None:
         cluster.spec, task_history_retention_limit=limit, raft_snapshot_interval=interval
     )
     await control.update_cluster(cluster.version, spec)
+
+
+async def made(control: Control, availability: NodeAvailability) -> None:
+    """Make the node available, or not."""
+    (node,) = control.nodes()
+    spec = msgspec.structs.replace(node.spec, availability=availability)
+    await control.update_node(node.id, node.version, spec)
 
 
 def is_troubled(service: Service) -> bool:
