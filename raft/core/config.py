@@ -23,6 +23,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         uncommitted_bytes_max: proposals beyond it are refused until some are committed.
         apply_bytes_max: committed entries in one `Ready`, unless a single one is larger.
         store_ticks_max: a leader whose disk takes longer steps down; 0 for `election_ticks`.
+        reads_waiting_max: reads that wait for a round of heartbeats; more fail at once.
         promotion_lag_entries_max: how far behind a learner may be to become a voter.
     """
 
@@ -37,6 +38,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     uncommitted_bytes_max: int = 64 << 20
     apply_bytes_max: int = 8 << 20
     store_ticks_max: int = 0
+    reads_waiting_max: int = 1 << 16
     promotion_lag_entries_max: int = 500
 
     @property

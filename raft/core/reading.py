@@ -30,7 +30,11 @@ class Reading(Elections):
 
     def _read(self, context: int, origin: RaftID) -> None:
         """As the leader, take up a read of our own (`NOBODY`) or of a follower."""
-        if self.log.commit < self._term_start:
+        if len(self._reads_waiting) + len(self._reads_early) >= self.config.reads_waiting_max:
+            # A follower's question stays without an answer, and is repeated.
+            if origin == NOBODY:
+                self._reads_failed.append(context)
+        elif self.log.commit < self._term_start:
             # Until then, what former leaders committed may not be known here.
             self._reads_early.append((context, origin))
         elif self._has_lease():

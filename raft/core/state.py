@@ -123,6 +123,7 @@ class CoreState:
         self._removed: frozenset[RaftID] = frozenset()
         self._removed_index = -1
         self._membership_changed()
+        self._removed = frozenset(self.log.membership_before.removed)
         self._commit_moved()
         self._draw_timeout()
 

@@ -241,6 +241,19 @@ def test_the_stored_commit_index_does_not_cover_what_is_stored_after_it(group):
     assert (ready.entries.first, ready.hard_state.commit) == (2, 1)
 
 
+def test_waiting_reads_have_a_limit(group):
+    """More fail at once; those before them are served after the round."""
+    cores = group(3, has_lease_reads=False, reads_waiting_max=2)
+    leader = cores.elect(1)
+    for context in (7, 8, 9):
+        assert leader.read_index(context)
+    ready = leader.ready()
+    assert ready.reads_failed == [9]
+    cores.under_way += ready.messages
+    cores.settle()
+    assert [read.context for read in cores.reads[1]] == [7, 8]
+
+
 def test_a_leader_that_hears_nobody_steps_down(group):
     """Also if all hear it: they keep following until then, and elect another after it."""
     cores = group(3)
