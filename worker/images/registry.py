@@ -129,11 +129,8 @@ async def push(
         sink = _push_progress(record, progress)
         await Registry(reference, scratch, auth, content.disk.root).push(source, sink)
         for blob in record.blobs:
-            progress(
-                Progress(
-                    status="Pushed", id=short_id(blob.digest), current=blob.size, total=blob.size
-                )
-            )
+            # Without numbers: clients that draw no bars show only such lines.
+            progress(Progress(status="Pushed", id=short_id(blob.digest)))
     named = reference.with_digest(record.manifest)
     # The tag may have been taken away meanwhile; then the image has no use for the digest.
     await content.commit(
