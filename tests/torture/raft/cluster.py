@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 
 import msgspec
-from config import MemberConfig
+from authority import Authority
+from checker import ACKED, REFUSED
+from config import DISK_FULL_EXIT, MemberConfig, node_name
 from lab import Lab
 from wire import Client, Reply
 
 HERE = Path(__file__).parent
 PORT = 7400
 STATUS_SECONDS_MAX = 0.5
+START_SECONDS_MAX = 30.0
 
 
 class Cluster:
@@ -29,31 +32,90 @@ class Cluster:
         starts: how many processes were begun.
     """
 
-    def __init__(self, system: str, lab: Lab, settings: dict[str, object], first: int) -> None:
-        """Prepare; `first` members found the group."""
+    def __init__(self, system: str, lab: Lab, settings: dict[str, object]) -> None:
+        """Prepare; nothing runs yet."""
         self.system = system
         self.lab = lab
         self.crashes: list[str] = []
+        self.disk_full_exits = 0
         self.starts = 0
-        self.first = first
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._busy: set[int] = set()
-        founders = [f"{lab.address(host)}:{PORT}" for host in range(first)]
+        self._configs: dict[int, MemberConfig] = {}
+        authority = Authority()
+        addresses = [f"{lab.address(host)}:{PORT}" for host in range(lab.hosts)]
         self.clients = [Client(str(self._socket(host))) for host in range(lab.hosts)]
         for host in range(lab.hosts):
             data = self.data(host)
             shutil.rmtree(data, ignore_errors=True)
             data.mkdir()
-            config = MemberConfig(
+            credentials = authority.issue(node_name(host))
+            self._configs[host] = MemberConfig(
                 id=host,
-                addresses=founders,
-                address=f"{lab.address(host)}:{PORT}",
+                addresses=addresses,
+                address=addresses[host],
                 directory=str(data),
                 socket=str(self._socket(host)),
+                certificate=credentials.certificate_pem.decode(),
+                key=credentials.key_pem.decode(),
+                roots=credentials.roots_pem.decode(),
                 **settings,
             )
-            self._config(host).write_bytes(msgspec.json.encode(config))
             self._log(host).unlink(missing_ok=True)
+
+    async def found(self) -> None:
+        """Begin the group: all members run, and vote."""
+        if self.system == "pysyncobj":
+            for host in range(self.lab.hosts):
+                self.start(host)
+            assert await self.wait_for_leader(START_SECONDS_MAX) is not None, self.story()
+            return
+        self.start(0)
+        assert await self.wait_for_leader(START_SECONDS_MAX) is not None, self.story()
+        for host in range(1, self.lab.hosts):
+            await self.admit(host)
+        async with asyncio.timeout(START_SECONDS_MAX):
+            while sum(votes for _, votes, _, _ in (await self.status(0)).members) < self.lab.hosts:
+                await asyncio.sleep(0.1)
+
+    async def change(self, change: str, host: int, seconds: float) -> Reply:
+        """Ask whoever leads to change the membership, until it is done or time is up."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            leader = await self.leader()
+            if leader is not None:
+                client = self.clients[leader]
+                reply = await client.ask("change", change=change, value=host, timeout=6.0)
+                if reply.outcome == ACKED:
+                    return reply
+            else:
+                reply = Reply(0, REFUSED, "nobody leads")
+            if asyncio.get_running_loop().time() >= deadline:
+                return reply
+            await asyncio.sleep(0.1)
+
+    async def admit(self, host: int) -> None:
+        """Let a member with an empty disk join."""
+        reply = await self.change("add", host, START_SECONDS_MAX)
+        assert reply.outcome == ACKED, f"member {host} was not let in: {reply.reason}"
+        self._configs[host] = msgspec.structs.replace(
+            self._configs[host], how="join", member_id=reply.member_id, peers=reply.members
+        )
+        self.start(host)
+
+    async def replace(self, host: int, seconds: float) -> None:
+        """Take a member's disk away for good, and let it join anew under another number."""
+        self.kill(host)
+        await asyncio.sleep(seconds)
+        reply = await self.change("remove", host, START_SECONDS_MAX)
+        assert reply.outcome == ACKED, f"member {host} was not removed: {reply.reason}"
+        shutil.rmtree(self.data(host))
+        self.data(host).mkdir()
+        await self.admit(host)
+
+    def story(self) -> str:
+        """Return what the members said last, for a person who looks for the reason."""
+        logs = (self._log(host) for host in range(self.lab.hosts))
+        return "\n".join(log.read_text(errors="replace")[-2_000:] for log in logs if log.exists())
 
     def data(self, host: int) -> Path:
         """Return where a member stores."""
@@ -76,6 +138,7 @@ class Cluster:
     def start(self, host: int) -> None:
         """Begin a member's process."""
         self._socket(host).unlink(missing_ok=True)
+        self._config(host).write_bytes(msgspec.json.encode(self._configs[host]))
         program = HERE / f"member_{self.system}.py"
         command = self.lab.command(host, sys.executable, program, self._config(host))
         with self._log(host).open("ab") as log:
@@ -112,12 +175,18 @@ class Cluster:
                 code = process.poll()
                 if code is None:
                     continue
-                tail = self._log(host).read_text(errors="replace")[-1500:]
-                self.crashes.append(f"member {host} ended with {code}: {tail}")
+                if code == DISK_FULL_EXIT:
+                    self.disk_full_exits += 1
+                else:
+                    self._note_crash(host, code)
                 self.clients[host].close()
                 await asyncio.sleep(0.3)
                 if self._processes.get(host) is process:
                     self.start(host)
+
+    def _note_crash(self, host: int, code: int) -> None:
+        tail = self._log(host).read_text(errors="replace")[-1_500:]
+        self.crashes.append(f"member {host} ended with {code}: {tail}")
 
     async def status(self, host: int) -> Reply:
         """Ask a member how it is; a paused one does not answer."""

@@ -10,6 +10,14 @@ import msgspec
 PLAIN_TEXT = b"TORTURE-PLAIN-TEXT-"
 """Begins every entry's padding: a file that contains it is not encrypted."""
 
+DISK_FULL_EXIT = 75
+"""How a member ends that cannot start for want of room: no crash."""
+
+
+def node_name(host: int) -> str:
+    """Return the name of the node on a host."""
+    return f"node{host}"
+
 
 class MemberConfig(msgspec.Struct):
     """One member.
@@ -24,6 +32,12 @@ class MemberConfig(msgspec.Struct):
         snapshot_entries: a snapshot after so many entries; 0 for never.
         batching: PySyncObj's own setting of this name.
         seed: for its random numbers.
+        how: a first start of ours is to "create" or to "join".
+        member_id: the number to join with.
+        peers: who was a member then: number, whether it votes, node, address.
+        certificate: ours; the next two go with it.
+        key: its private key.
+        roots: whom to trust.
     """
 
     id: int
@@ -35,6 +49,17 @@ class MemberConfig(msgspec.Struct):
     snapshot_entries: int = 2_000
     batching: bool = False
     seed: int = 0
+    how: str = "create"
+    member_id: int = 0
+    peers: list[tuple[int, bool, str, str]] = []
+    certificate: str = ""
+    key: str = ""
+    roots: str = ""
+
+    @property
+    def node_id(self) -> str:
+        """The node's name."""
+        return node_name(self.id)
 
     def padding(self) -> bytes:
         """Return what makes an entry as large as it should be; it is no secret."""

@@ -57,11 +57,11 @@ class Lab:
         folder: everything that is stored lies below it.
     """
 
-    def __init__(self, folder: Path, hosts: int, *, disk_mib: int, mbit: int = 0) -> None:
+    def __init__(self, folder: Path, hosts: int, *, disk_mib: int) -> None:
         """Make the hosts.
 
         All but the first have a disk in memory that `fill` makes full; that of the first is the
-        folder's, so that syncs there are real ones. `mbit` is what a host can receive, if not 0.
+        folder's, so that syncs there are real ones.
         """
         self.folder = folder
         self.hosts = hosts
@@ -72,9 +72,6 @@ class Lab:
         run("nft", "-f", "-", text=_TABLE)
         for host in range(hosts):
             self._add_host(host)
-            if mbit:
-                shape = ("tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "100ms")
-                run("tc", "qdisc", "add", "dev", f"m{host}", "root", *shape)
             disk = self.disk(host)
             disk.mkdir(parents=True)
             if host:
@@ -129,4 +126,4 @@ class Lab:
     def close(self) -> None:
         """Take the disks away, so that their folder can be removed."""
         for host in range(1, self.hosts):
-            run("umount", self.disk(host))
+            run("umount", "--lazy", self.disk(host))

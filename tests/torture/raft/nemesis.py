@@ -24,14 +24,16 @@ WEIGHTS: Mapping[str, Mapping[str, int]] = {
         "cut_one_way": 2,
         "fill": 2,
         "change": 2,
+        "replace": 1,
     },
     # Its members die of a full disk (their journal is a mapped file) and do not come back from some
     # partitions at all, so its faults are only those that any replicated log should bear.
-    "pysyncobj": {"kill": 2, "strike": 10},
+    "pysyncobj": {"kill": 2, "strike": 4, "isolate": 6},
 }
 LEADER_SHARE = 0.75
 DOUBLE_SHARE = 0.25
 STRIKE_SECONDS = 2.5
+PROMOTE_SECONDS_MAX = 15.0
 KINDS_OF_MANY = {"kill_majority", "kill_all", "strike"}
 
 
@@ -104,6 +106,8 @@ def plan(  # noqa: C901 -- one case a kind
             links = ((victim, other), (other, victim))
         case "cut_one_way":
             links = ((victim, other),)
+        case "replace":
+            seconds = rng.uniform(0.0, 0.5)
         case "pause" | "fill" | "change":
             pass
         case _:
@@ -170,6 +174,8 @@ class Nemesis:
                     cluster.lab.relieve(host)
             case "change":
                 await self._change(fault)
+            case "replace":
+                await cluster.replace(fault.hosts[0], fault.seconds)
             case _:
                 await self._cut(fault)
         self._busy.difference_update(fault.hosts)
@@ -202,12 +208,7 @@ class Nemesis:
             lab.join(healed)
 
     async def _change(self, fault: Fault) -> None:
-        """Take a vote from a member, then give it back; either may be refused."""
-        for change in ("demote", "promote"):
-            leader = await self._cluster.leader()
-            if leader is None:
-                return
-            await self._cluster.clients[leader].ask(
-                "change", change=change, value=fault.hosts[0], timeout=5.0
-            )
-            await asyncio.sleep(fault.seconds / 2)
+        """Take a vote from a member, then give it back; the first may be refused."""
+        await self._cluster.change("demote", fault.hosts[0], 0.0)
+        await asyncio.sleep(fault.seconds)
+        await self._cluster.change("promote", fault.hosts[0], PROMOTE_SECONDS_MAX)

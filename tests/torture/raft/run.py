@@ -28,17 +28,17 @@ from lab import Lab, enter
 from load import KEYS, Load
 from nemesis import WEIGHTS, Nemesis
 
-START_SECONDS_MAX = 30.0
 SETTLE_SECONDS_MAX = {"ours": 90.0, "pysyncobj": 20.0}
 CHUNK_BYTES = 1 << 20
 
 
-class Round(msgspec.Struct):
+class Round(msgspec.Struct, kw_only=True):
     """One group's life: from empty disks to the verdict."""
 
     report: Report
     faults: dict[str, int]
     crashes: list[str]
+    disk_full_exits: int
     starts: int
     plain_text_files: int
     stored_files: int
@@ -55,18 +55,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--round-seconds", type=float, default=0.0, help="0: by the system")
     parser.add_argument("--writers", type=int, default=96)
     parser.add_argument("--rate", type=float, default=0.0, help="appends a second; 0: by the system")
-    parser.add_argument("--entry-bytes", type=int, default=0, help="0: by the system")
-    parser.add_argument("--mbit", type=int, default=-1, help="network; 0: unlimited, -1: by the system")
+    parser.add_argument("--entry-bytes", type=int, default=200)
     parser.add_argument("--until-lost", action="store_true", help="end with the first loss")
     parser.add_argument("--keep", default="", help="a folder that keeps what was stored")
     parser.add_argument("--verbose", action="store_true", help="a line for each round")
     found = parser.parse_args()
     is_ours = found.system == "ours"
     found.round_seconds = found.round_seconds or (150.0 if is_ours else 40.0)
-    if found.mbit < 0:
-        found.mbit = 0 if is_ours else 200
     found.rate = found.rate or (1_500.0 if is_ours else 100_000.0)
-    found.entry_bytes = found.entry_bytes or (200 if is_ours else 10_240)
     return found
 
 
@@ -128,13 +124,15 @@ def _holds(path: Path, text: bytes) -> bool:
 
 async def torture(cluster: Cluster, args: argparse.Namespace, seconds: float, seed: str) -> Round:
     """Let a group live, suffer and be judged."""
-    for host in range(cluster.first):
-        cluster.start(host)
+    try:
+        return await _torture(cluster, args, seconds, seed)
+    finally:
+        cluster.end()
+
+
+async def _torture(cluster: Cluster, args: argparse.Namespace, seconds: float, seed: str) -> Round:
+    await cluster.found()
     supervisor = asyncio.create_task(cluster.supervise())
-    leader = await cluster.wait_for_leader(START_SECONDS_MAX)
-    assert leader is not None, "no leader came up; see the members' logs: " + "".join(
-        cluster.crashes
-    )
     load = Load(cluster, random.Random(f"load {seed}"), rate=args.rate, writers=args.writers)
     nemesis = Nemesis(cluster, random.Random(f"nemesis {seed}"), WEIGHTS[args.system])
     clients = asyncio.create_task(load.run(readers=8))
@@ -153,7 +151,14 @@ async def torture(cluster: Cluster, args: argparse.Namespace, seconds: float, se
     report.unsettled += (len(KEYS) - len(barriers)) * cluster.lab.hosts
     readable, files = search_plain_text(cluster)
     return Round(
-        report, dict(nemesis.done), cluster.crashes, cluster.starts, readable, files, round(took, 1)
+        report=report,
+        faults=dict(nemesis.done),
+        crashes=cluster.crashes,
+        disk_full_exits=cluster.disk_full_exits,
+        starts=cluster.starts,
+        plain_text_files=readable,
+        stored_files=files,
+        settle_seconds=round(took, 1),
     )
 
 
@@ -168,13 +173,10 @@ def rounds(args: argparse.Namespace, lab: Lab, show: Callable[[str], None]) -> l
         settings: dict[str, object] = {"entry_bytes": args.entry_bytes, "seed": args.seed}
         if args.system == "pysyncobj":
             settings["batching"] = True  # its default
-            settings["snapshot_entries"] = 0 if len(done) % 2 == 0 else 2_000
-        cluster = Cluster(args.system, lab, settings, args.members)
+            settings["snapshot_entries"] = 500
+        cluster = Cluster(args.system, lab, settings)
         seconds = max(5.0, min(args.round_seconds, left))
-        try:
-            found = asyncio.run(torture(cluster, args, seconds, f"{args.seed} {len(done)}"))
-        finally:
-            cluster.end()
+        found = asyncio.run(torture(cluster, args, seconds, f"{args.seed} {len(done)}"))
         done.append(found)
         show(f"round {len(done)}: {msgspec.json.encode(found).decode()}")
         if args.until_lost and found.report.lost:
@@ -192,6 +194,7 @@ def summarise(args: argparse.Namespace, done: list[Round]) -> dict[str, object]:
     return line | {
         "faults": dict(sorted(faults.items())),
         "crashes": sum(len(each.crashes) for each in done),
+        "disk_full_exits": sum(each.disk_full_exits for each in done),
         "starts": sum(each.starts for each in done),
         "plain_text_files": sum(each.plain_text_files for each in done),
         "stored_files": sum(each.stored_files for each in done),
@@ -227,7 +230,7 @@ def main() -> int:
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torture-")))
         disk_mib = 256 if args.system == "ours" else 2_048
-        lab = Lab(folder, args.members, disk_mib=disk_mib, mbit=args.mbit)
+        lab = Lab(folder, args.members, disk_mib=disk_mib)
         if not args.keep:
             stack.callback(lab.close)
         done = rounds(args, lab, show)

@@ -44,7 +44,8 @@ class Reply(msgspec.Struct, omit_defaults=True):
         applied: how far the member has applied the log.
         term: its term.
         lists: a dump: all that it holds.
-        members: those that it takes for the group, by number: whether it votes.
+        members: those that it takes for the group: number, whether it votes, node, address.
+        member_id: the number of who was added.
     """
 
     id: int
@@ -57,7 +58,8 @@ class Reply(msgspec.Struct, omit_defaults=True):
     applied: int = 0
     term: int = 0
     lists: dict[str, list[int]] = {}
-    members: dict[str, bool] = {}
+    members: list[tuple[int, bool, str, str]] = []
+    member_id: int = 0
 
 
 Answer = Callable[[Reply], None]
