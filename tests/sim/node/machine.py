@@ -33,6 +33,8 @@ TASK_LABEL = "com.docker.swarm.task.id"
 NAME_LABEL = "com.docker.swarm.task.name"
 # How long a port may lead to a process that has just ended by itself.
 WITHDRAW_SECONDS_MAX = 10.0
+# What a crash may wait for.
+TRAPS = ("create", "start", "kill", "remove", "publish")
 
 
 class Machine:
@@ -40,6 +42,7 @@ class Machine:
 
     Attributes:
         is_rough: whether things fail by themselves.
+        trap: the kind of call at whose next beginning `trapped` is set.
         violations: what must never happen, but did.
     """
 
@@ -49,6 +52,8 @@ class Machine:
         self.root = root
         self.is_rough = True
         self.violations: list[str] = []
+        self.trap = ""
+        self.trapped = asyncio.Event()
         self.network = Network(self)
         self.runtime = Runtime(self)
         self.images = Images(self)
@@ -56,6 +61,11 @@ class Machine:
     def chance(self, probability: float) -> bool:
         """Toss a coin, in rough times only."""
         return self.is_rough and self.rng.random() < probability
+
+    def reached(self, kind: str) -> None:
+        """Note that a call of this kind begins."""
+        if kind == self.trap:
+            self.trapped.set()
 
     def crash(self) -> None:
         """The daemon died: what it was in the middle of got as far as the coins say."""
@@ -141,6 +151,7 @@ class Runtime(SimRuntime):
         if config.id in self.broken:
             raise RuntimeFailedError(f"container {config.id} exists already")
         self._making[config.id] = config
+        self._machine.reached("create")
         try:
             await super().create(config)
         finally:
@@ -149,6 +160,7 @@ class Runtime(SimRuntime):
     async def start(self, container_id: ContainerID) -> int:
         """Start a container."""
         self._starting[container_id] = None
+        self._machine.reached("start")
         try:
             pid = await super().start(container_id)
         finally:
@@ -158,12 +170,14 @@ class Runtime(SimRuntime):
 
     async def kill(self, container_id: ContainerID, signal: str) -> None:
         """Signal a container that no port leads to."""
+        self._machine.reached("kill")
         if "KILL" not in signal:
             self._machine.network.check_withdrawn(container_id, signal)
         await super().kill(container_id, signal)
 
     async def remove(self, container_id: ContainerID) -> None:
         """Remove a container, also a broken one."""
+        self._machine.reached("remove")
         await super().remove(container_id)
         self.broken.pop(container_id, None)
 
@@ -246,6 +260,7 @@ class Network(SimNetwork):
     async def publish(self, ports: tuple[PublishedPort, ...]) -> None:
         """Publish ports that lead to running containers, or fail."""
         self._asked = ports
+        self._machine.reached("publish")
         self.publish_seconds = self._machine.rng.uniform(0.0, 0.2)
         self.publish_errors = int(self._machine.chance(0.05))
         await super().publish(ports)

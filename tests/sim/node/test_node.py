@@ -11,7 +11,8 @@ import pytest
 
 from proto.errors import UnavailableError
 
-from .simulation import Simulation, SimulationError, simulate
+from .host import SimulationError
+from .simulation import Simulation, simulate
 
 FIRST = int(os.environ.get("SWARM_SIM_FIRST", "0"))
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "20"))
