@@ -147,7 +147,7 @@ def check(history: History) -> Report:
         _check_contents(report, known, lists)
         common = _common(lists)
         if any(values != common for values in lists):
-            report._count("diverged", [key])  # noqa: SLF001 -- one module
+            report._count("diverged", [key])
         _check_order(report, known, common)
         _check_reads(report, known, common, reads.get(key, []))
     return report
@@ -162,7 +162,7 @@ def _settled(history: History, key: str, report: Report) -> list[list[int]]:
         if barrier is None or barrier in values:
             found.append(values)
         else:
-            report._count("unsettled", [f"{member} {key}"])  # noqa: SLF001 -- one module
+            report._count("unsettled", [f"{member} {key}"])
     return found
 
 
@@ -190,7 +190,7 @@ def _check_contents(report: Report, appends: dict[int, Append], lists: list[list
         ("invented", anywhere - appends.keys()),
         ("refused_present", refused & anywhere),
     ):
-        report._count(name, sorted(found))  # noqa: SLF001 -- one module
+        report._count(name, sorted(found))
 
 
 def _check_order(report: Report, appends: dict[int, Append], values: list[int]) -> None:
@@ -205,7 +205,7 @@ def _check_order(report: Report, appends: dict[int, Append], values: list[int]) 
         if append.outcome == ACKED and append.ended < latest_begun:
             late.append(value)
         latest_begun = max(latest_begun, append.begun)
-    report._count("reordered", late)  # noqa: SLF001 -- one module
+    report._count("reordered", late)
 
 
 def _check_reads(
@@ -232,7 +232,7 @@ def _check_reads(
             early.append(read)
     stale += _going_back(fitting, stale)
     for name, found in (("wrong_reads", wrong), ("stale_reads", stale), ("early_reads", early)):
-        report._count(name, found)  # noqa: SLF001 -- one module
+        report._count(name, found)
 
 
 def _going_back(reads: list[Read], known: list[Read]) -> list[Read]:

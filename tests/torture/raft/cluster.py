@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import signal
 import subprocess
@@ -74,8 +73,14 @@ class Cluster:
         for host in range(1, self.lab.hosts):
             await self.admit(host)
         async with asyncio.timeout(START_SECONDS_MAX):
-            while sum(votes for _, votes, _, _ in (await self.status(0)).members) < self.lab.hosts:
-                await asyncio.sleep(0.1)
+            await self._wait_for_votes()
+
+    async def _wait_for_votes(self) -> None:
+        while True:
+            members = (await self.status(0)).members
+            if sum(votes for _, votes, _, _ in members) == self.lab.hosts:
+                return
+            await asyncio.sleep(0.1)
 
     async def change(self, change: str, host: int, seconds: float) -> Reply:
         """Ask whoever leads to change the membership, until it is done or time is up."""
@@ -204,9 +209,9 @@ class Cluster:
 
     async def wait_for_leader(self, seconds: float) -> int | None:
         """Return the leader as soon as there is one; None if none is found in time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while (leader := await self.leader()) is None:
-                    await asyncio.sleep(0.1)
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            leader = await self.leader()
+            if leader is not None or asyncio.get_running_loop().time() >= deadline:
                 return leader
-        return None
+            await asyncio.sleep(0.1)

@@ -33,7 +33,7 @@ def enter() -> None:
     if os.geteuid() != 0:
         sys.exit("the torture makes namespaces: run it as root")
     os.environ[MARK] = "yes"
-    os.execvp(  # noqa: S606 -- nothing of this process is to stay
+    os.execvp(
         "unshare",
         [
             *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),

@@ -45,7 +45,7 @@ class Load:
 
     def _member(self) -> int:
         """Choose a member: mostly who led last, often anybody, as clients with old news do."""
-        if self._rng.random() < 0.6:  # noqa: PLR2004 -- most
+        if self._rng.random() < 0.6:
             return self._leader
         return self._rng.randrange(self._cluster.lab.hosts)
 
@@ -69,7 +69,7 @@ class Load:
             began = time.monotonic()
             member = self._member()
             append = await self.append(member, self._rng.choice(KEYS), ANSWER_SECONDS_MAX)
-            if append.outcome == ACKED and self._rng.random() < 0.1:  # noqa: PLR2004 -- seldom
+            if append.outcome == ACKED and self._rng.random() < 0.1:
                 self._leader = member
             if append.outcome == REFUSED and self._leader == member:
                 self._leader = self._rng.randrange(self._cluster.lab.hosts)

@@ -32,6 +32,8 @@ from raft.node import RaftNode
 from raft.transport.identity import Credentials
 from raft.transport.transport import Transport
 
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
 CHUNK_VALUES = 20_000
 SNAPSHOT_LOOK_SECONDS = 0.05
 
@@ -121,9 +123,7 @@ class Member:
         self._node = node
         self._machine = machine
         self._padding = config.padding()
-        self._hosts = {
-            member_config.node_name(host): host for host in range(len(config.addresses))
-        }
+        self._hosts = {member_config.node_name(host): host for host in range(len(config.addresses))}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -135,7 +135,7 @@ class Member:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logging.error("a task failed", exc_info=error)
+            log.error("task_failed", exc_info=error)
             os._exit(1)
 
     def handle(self, request: Request, answer: Answer) -> None:
@@ -285,7 +285,11 @@ async def main() -> None:
         colors=False, exception_formatter=structlog.dev.plain_traceback
     )
     structlog.configure(
-        processors=[structlog.processors.TimeStamper("iso"), structlog.processors.add_log_level, plain],
+        processors=[
+            structlog.processors.TimeStamper("iso"),
+            structlog.processors.add_log_level,
+            plain,
+        ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     config = member_config.load()

@@ -95,14 +95,14 @@ class Member:
         return called_back
 
     def _status(self, request: Request) -> Reply:
-        leader = self._store._getLeader()  # noqa: SLF001 -- its only way
+        leader = self._store._getLeader()
         address = "" if leader is None else leader.id
         known = address in self._config.addresses
         return Reply(
             request.id,
             ACKED,
             leader=self._config.addresses.index(address) if known else -1,
-            is_leader=self._store._isLeader(),  # noqa: SLF001 -- the same
+            is_leader=self._store._isLeader(),
             applied=self._store.raftLastApplied,
             term=self._store.raftCurrentTerm,
         )
@@ -115,7 +115,7 @@ def tick(store: Store) -> None:
             store.doTick(TICK_SECONDS)
         except Exception:
             # Its own thread does just this.
-            logging.exception("tick failed")
+            logging.getLogger("member").exception("tick failed")
             threading.Event().wait(TICK_SECONDS)
 
 

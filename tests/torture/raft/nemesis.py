@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from cluster import Cluster
@@ -55,7 +55,7 @@ class Fault(msgspec.Struct, frozen=True):
     spare_bytes: int = 0
 
 
-def plan(  # noqa: C901 -- one case a kind
+def plan(  # noqa: C901, PLR0912 -- one case a kind
     rng: random.Random,
     weights: Mapping[str, int],
     members: Sequence[int],
@@ -129,6 +129,17 @@ class Nemesis:
         self._weights = weights
         self._busy: set[int] = set()
         self._cuts: Counter[tuple[int, int]] = Counter()
+        # All others cut links.
+        self._ways: Mapping[str, Callable[[Fault], Awaitable[None]]] = {
+            "kill": self._kill,
+            "kill_majority": self._kill,
+            "kill_all": self._kill,
+            "strike": self._strike,
+            "pause": self._pause,
+            "fill": self._fill,
+            "change": self._change,
+            "replace": self._replace,
+        }
 
     async def run(self, seconds: float) -> None:
         """Go on for so long; everything is healed on return."""
@@ -145,40 +156,37 @@ class Nemesis:
                     if fault is not None:
                         self._busy.update(fault.hosts)
                         tasks.append(group.create_task(self._suffer(fault)))
-                if tasks and self._rng.random() < 0.8:  # noqa: PLR2004 -- else the next comes early
+                if tasks and self._rng.random() < 0.8:
                     await asyncio.wait(tasks)
 
     async def _suffer(self, fault: Fault) -> None:
         self.done[fault.kind] += 1
-        cluster = self._cluster
-        match fault.kind:
-            case "kill" | "kill_majority" | "kill_all":
-                for host in fault.hosts:
-                    cluster.kill(host)
-                await asyncio.sleep(fault.seconds)
-                for host in fault.hosts:
-                    cluster.start(host)
-            case "strike":
-                await self._strike(fault)
-            case "pause":
-                for host in fault.hosts:
-                    cluster.pause(host)
-                await asyncio.sleep(fault.seconds)
-                for host in fault.hosts:
-                    cluster.resume(host)
-            case "fill":
-                for host in fault.hosts:
-                    cluster.lab.fill(host, fault.spare_bytes)
-                await asyncio.sleep(fault.seconds)
-                for host in fault.hosts:
-                    cluster.lab.relieve(host)
-            case "change":
-                await self._change(fault)
-            case "replace":
-                await cluster.replace(fault.hosts[0], fault.seconds)
-            case _:
-                await self._cut(fault)
+        await self._ways.get(fault.kind, self._cut)(fault)
         self._busy.difference_update(fault.hosts)
+
+    async def _kill(self, fault: Fault) -> None:
+        for host in fault.hosts:
+            self._cluster.kill(host)
+        await asyncio.sleep(fault.seconds)
+        for host in fault.hosts:
+            self._cluster.start(host)
+
+    async def _pause(self, fault: Fault) -> None:
+        for host in fault.hosts:
+            self._cluster.pause(host)
+        await asyncio.sleep(fault.seconds)
+        for host in fault.hosts:
+            self._cluster.resume(host)
+
+    async def _fill(self, fault: Fault) -> None:
+        for host in fault.hosts:
+            self._cluster.lab.fill(host, fault.spare_bytes)
+        await asyncio.sleep(fault.seconds)
+        for host in fault.hosts:
+            self._cluster.lab.relieve(host)
+
+    async def _replace(self, fault: Fault) -> None:
+        await self._cluster.replace(fault.hosts[0], fault.seconds)
 
     async def _strike(self, fault: Fault) -> None:
         """Let one follower fall behind, then kill the leader and keep it down over an election.

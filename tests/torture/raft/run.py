@@ -54,7 +54,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--round-seconds", type=float, default=0.0, help="0: by the system")
     parser.add_argument("--writers", type=int, default=96)
-    parser.add_argument("--rate", type=float, default=0.0, help="appends a second; 0: by the system")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="appends a second; 0: by the system"
+    )
     parser.add_argument("--entry-bytes", type=int, default=200)
     parser.add_argument("--until-lost", action="store_true", help="end with the first loss")
     parser.add_argument("--keep", default="", help="a folder that keeps what was stored")

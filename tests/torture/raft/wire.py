@@ -149,9 +149,7 @@ class Client:
             self._waiting.pop(number, None)
 
     async def _connect(self) -> None:
-        reader, self._writer = await asyncio.open_unix_connection(
-            self._path, limit=LINE_BYTES_MAX
-        )
+        reader, self._writer = await asyncio.open_unix_connection(self._path, limit=LINE_BYTES_MAX)
         self._reading = asyncio.create_task(self._read(reader))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
