@@ -60,11 +60,11 @@ from raft.core import (
     encode_membership,
     force_new_cluster,
 )
+from raft.core.messages import Append
 from raft.entry import Entry
 from raft.files import Files, disk_error
 from raft.keys import KeyRing, RandomBytes
 from raft.listener import Listener
-from raft.proposals import Run
 from raft.shell import NodeName, Settings, Transport
 from raft.shipping import Shipping
 from raft.storage import Storage, Stored, Write, newest_membership
@@ -289,7 +289,7 @@ class RaftNode(Shipping):
         self._is_closed = True
         refusal = self._refusal
         self._proposals.fail_queued(refusal)
-        self._proposals.fail_placed(
+        self._fail_placed(
             lambda: UnavailableError("this manager stops: it is not known whether it was kept")
         )
         for context in list(self._reads):
@@ -532,8 +532,36 @@ class RaftNode(Shipping):
         if member is None:
             return
         await self._leave_to_successor(member)
+        matched = dict(self._core.matched()).get(member.id, 0)
         await self._change(lambda: Remove(member.id), f"remove {node_id}")
+        self._say_farewell(member.id, matched)
         log.info("raft_member_removed", member_id=member.id, peer_id=node_id)
+
+    def _say_farewell(self, member_id: RaftID, matched: int) -> None:
+        """Let a member know that it is none any more.
+
+        The core forgets whom it removed, so this is a last append beside it; if it is lost, the
+        member finds out when nobody talks to it.
+        """
+        raft_log = self._core.log
+        previous_term = raft_log.term(matched)
+        last = raft_log.limit(matched + 1, self._config.entries_bytes_max, raft_log.last)
+        if not self._core.is_leader or previous_term < 0 or last < self._core.membership_index:
+            return
+        entries = raft_log.entries(matched + 1, last)
+        self._post(
+            [
+                Append(
+                    self._me.id,
+                    member_id,
+                    self._core.term,
+                    matched,
+                    previous_term,
+                    raft_log.commit,
+                    entries,
+                )
+            ]
+        )
 
     async def change_address(self, node_id: NodeName, address: str) -> None:
         """Tell everybody that a member is reached elsewhere now.
@@ -631,7 +659,7 @@ class RaftNode(Shipping):
             outcome = self._core.propose_change(change())
             if isinstance(outcome, Accepted):
                 future: asyncio.Future[int] = self._loop.create_future()
-                self._proposals.placed(Run(outcome, [future], 0))
+                self._changes[outcome.last] = future
                 self._guarded(self._pump)
                 return await future
             self._guarded(self._pump)

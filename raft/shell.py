@@ -65,7 +65,7 @@ from raft.core import (
 from raft.core.messages import Append, Heartbeat, Install
 from raft.files import disk_error
 from raft.listener import Listener
-from raft.proposals import Proposals, Run
+from raft.proposals import Failure, Proposals, Run
 from raft.storage import Storage, Stored, Write, newest_membership
 from raft.transport.limits import Lane as Way
 from raft.wal import UncertainError
@@ -76,6 +76,7 @@ NodeName = str
 
 # A commit index alone waits so long for a batch that takes it along.
 HOLD_SECONDS = 0.002
+EARLY_SECONDS = 1e-6
 # A removed peer stays connected so long, to learn of its removal.
 FAREWELL_SECONDS = 2.0
 # After a fault of the disk: the first and the longest wait before it is tried again.
@@ -93,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         in_flight_bytes_max: proposals that are not committed yet may take so much memory.
         batch_bytes_max: proposals go into the log in batches of about this.
         entries_kept: how many entries a snapshot leaves for slow followers.
+        kept_bytes_max: unless they have more bytes than this.
         snapshot_ahead_bytes: how much of a snapshot is read ahead of its being sent.
     """
 
@@ -102,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_bytes_max: int = 64 << 20
     batch_bytes_max: int = 1 << 20
     entries_kept: int = 500
+    kept_bytes_max: int = 16 << 20
     snapshot_ahead_bytes: int = 1 << 20
 
 
@@ -153,7 +156,7 @@ class Shell:
         self._clock = clock
         self._rng = rng
         self._loop = asyncio.get_running_loop()
-        self._wal_lane = lanes.Lane("swarm-log", self._loop)
+        self._wal_lane = self._new_lane("swarm-log")
         self._snapshot_lane: lanes.Lane | None = None
         self._transport: Transport | None = None
         self._config = Config(
@@ -163,6 +166,8 @@ class Shell:
         )
         self._listener: Listener | None = None
         self._proposals = Proposals()
+        # Own changes of the membership in the log, by index.
+        self._changes: dict[int, asyncio.Future[int]] = {}
         self._is_flush_due = False
         self._is_busy = False
         # Steps for the disk, in their order; `_writing` are in the thread's hands.
@@ -252,7 +257,8 @@ class Shell:
 
     def _catch_up(self) -> None:
         """Let the ticks pass that are due."""
-        now = self._clock.monotonic()
+        # A timer may come a moment early.
+        now = self._clock.monotonic() + EARLY_SECONDS
         if now < self._tick_at:
             return
         seconds = self._settings.tick_seconds
@@ -532,6 +538,10 @@ class Shell:
                 data[index - first] = b""
         assert self._listener is not None
         self._listener.apply(first, data)
+        for index in entries.changes:
+            change = self._changes.pop(index, None)
+            if change is not None and not change.done():
+                change.set_result(index)
 
     def _drain_backlog(self) -> None:
         backlog, self._backlog = self._backlog, []
@@ -630,7 +640,7 @@ class Shell:
         term, self._leading = self._leading, 0
         address = self._leader_address()
         queued = self._proposals.fail_queued(lambda: NotLeaderError(address))
-        placed = self._proposals.fail_placed(
+        placed = self._fail_placed(
             lambda: UnavailableError(
                 "leadership was lost meanwhile: it is not known whether the change was kept"
             )
@@ -680,6 +690,14 @@ class Shell:
         else:
             self._break(error)
 
+    def _fail_placed(self, error: Failure) -> int:
+        """Fail what is in the log and not known to be committed; return how many."""
+        changes, self._changes = self._changes, {}
+        for change in changes.values():
+            if not change.done():
+                change.set_exception(error())
+        return self._proposals.fail_placed(error) + len(changes)
+
     def _on_disk_fault(self, error: OSError) -> None:
         """Forget what is not durable, and start anew from the disk."""
         directory = self._storage.directory
@@ -692,7 +710,7 @@ class Shell:
                 f"writing to {directory} failed: it is not known whether the change was kept"
             )
 
-        self._proposals.fail_placed(self._refusal if is_known else unknown)
+        self._fail_placed(self._refusal if is_known else unknown)
         self._proposals.fail_queued(self._refusal)
         for context in list(self._reads):
             self._fail_read(context, UnavailableError(fault.message))
@@ -742,7 +760,7 @@ class Shell:
                 f"this manager's log stopped ({error}): it is not known whether the change was kept"
             )
 
-        self._proposals.fail_placed(unknown)
+        self._fail_placed(unknown)
         self._proposals.fail_queued(unknown)
         for context in list(self._reads):
             self._fail_read(context, unknown())
@@ -752,6 +770,9 @@ class Shell:
         self._wake()
 
     # Tasks and waiting.
+
+    def _new_lane(self, name: str) -> lanes.Lane:
+        return lanes.Lane(name, self._loop)
 
     def _spawn_soon(self, work: Coroutine[None, None, None]) -> None:
         """Start a task that nobody waits for until the end."""

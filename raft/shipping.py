@@ -61,7 +61,7 @@ class Shipping(Shell):
             assert max(1, self.snapshot_index) <= index <= self._applied
             storage = self._storage
             snapshot = self._core.describe_snapshot(index)
-            kept = 0 if storage.is_rotating else self._settings.entries_kept
+            kept = 0 if storage.is_rotating else self._kept(index)
             try:
                 # Entries from now on go to a new segment, so that the present one can be dropped.
                 await self._wal_lane.run(storage.roll)
@@ -80,8 +80,16 @@ class Shipping(Shell):
             except OSError as error:
                 raise disk_error(storage.directory, error) from error
             if storage is self._storage:
-                self._guarded(lambda: self._core.compact(index, self._settings.entries_kept))
+                self._guarded(lambda: self._core.compact(index, self._kept(index)))
         log.info("snapshot_saved", directory=str(storage.directory), index=index)
+
+    def _kept(self, index: int) -> int:
+        """Return how many entries up to a snapshot's index are kept for slow followers."""
+        raft_log = self._core.log
+        kept = min(self._settings.entries_kept, index - raft_log.start)
+        while kept > 0 and raft_log.size(index - kept + 1, index) > self._settings.kept_bytes_max:
+            kept //= 2
+        return max(0, kept)
 
     async def rotate_data_key(self) -> int:
         """Write from now on under a new data key; several steps, each may crash.
@@ -103,7 +111,7 @@ class Shipping(Shell):
 
     def _open_snapshot_lane(self) -> lanes.Lane:
         if self._snapshot_lane is None:
-            self._snapshot_lane = lanes.Lane("swarm-snapshot", self._loop)
+            self._snapshot_lane = self._new_lane("swarm-snapshot")
         return self._snapshot_lane
 
     async def _write_chunks(self, writer: SnapshotWriter, chunks: AsyncIterator[bytes]) -> None:
@@ -139,7 +147,7 @@ class Shipping(Shell):
         storage = self._storage
         transport = self._transport
         if member is not None and transport is not None and storage.snapshot is not None:
-            lane = lanes.Lane("swarm-snapshot-out", self._loop)
+            lane = self._new_lane("swarm-snapshot-out")
             began = self._clock.monotonic()
             try:
                 if storage.snapshot_index == install.snapshot.index:
