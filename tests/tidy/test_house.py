@@ -36,6 +36,7 @@ PURE = (
     "overlay/rules.py",
     "overlay/ipam.py",
     "raft/core/*.py",
+    "raft/sim/[a-z]*.py",
     "raft/transport/limits.py",
     "raft/transport/outbox.py",
     "raft/transport/identity.py",
