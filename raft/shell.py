@@ -95,7 +95,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         batch_bytes_max: proposals go into the log in batches of about this.
         entries_kept: how many entries a snapshot leaves for slow followers.
         kept_bytes_max: unless they have more bytes than this.
-        snapshot_ahead_bytes: how much of a snapshot is read ahead of its being sent.
     """
 
     tick_seconds: float = 0.1
@@ -105,7 +104,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_bytes_max: int = 1 << 20
     entries_kept: int = 500
     kept_bytes_max: int = 16 << 20
-    snapshot_ahead_bytes: int = 1 << 20
 
 
 class Transport(Protocol):
@@ -557,7 +555,7 @@ class Shell:
             try:
                 if self._listener is not None:
                     await self._listener.install(index, self._storage.read_snapshot())
-            except (SwarmError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the state is not there
                 if index == self._install_index:
                     self._break(error)
                     return

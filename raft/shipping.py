@@ -8,6 +8,7 @@ place together with the step of the core that wants it.
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
@@ -20,13 +21,14 @@ from raft.core import Snapshot, decode, encode
 from raft.core.messages import Install
 from raft.files import disk_error
 from raft.shell import NodeName, Shell
-from raft.snapshot import SnapshotWriter
+from raft.snapshot import CHUNK_BYTES_MAX, SnapshotWriter
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 # Chunks are handed to the thread in portions of this size.
 PORTION_BYTES = 256 << 10
 _END = b""
+_LENGTH = struct.Struct(">I")
 
 
 class Shipping(Shell):
@@ -151,7 +153,7 @@ class Shipping(Shell):
             began = self._clock.monotonic()
             try:
                 if storage.snapshot_index == install.snapshot.index:
-                    chunks = self._read_ahead(lane, storage.read_snapshot())
+                    chunks = self._read(lane, storage.read_snapshot())
                     await transport.send_snapshot(member.node_id, encode([install]), chunks)
                     is_sent = True
             except (SwarmError, OSError) as error:
@@ -170,15 +172,15 @@ class Shipping(Shell):
         self._guarded(work)
 
     @staticmethod
-    async def _read_ahead(lane: lanes.Lane, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield chunks that a thread reads, one ahead."""
+    async def _read(lane: lanes.Lane, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield chunks that a thread reads, each behind its length: they are cut on the way."""
 
         def read() -> bytes:
-            # An empty chunk says nothing, so nothing may stand for the end.
-            return next((chunk for chunk in chunks if chunk), _END)
+            chunk = next(chunks, None)
+            return _END if chunk is None else _LENGTH.pack(len(chunk)) + chunk
 
-        while chunk := await lane.run(read):
-            yield chunk
+        while piece := await lane.run(read):
+            yield piece
 
     # Receiving.
 
@@ -212,11 +214,22 @@ class Shipping(Shell):
     async def _while_due(
         self, snapshot: Snapshot, chunks: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
-        """Yield chunks while the core may want the snapshot."""
-        async for chunk in chunks:
+        """Yield the chunks as they were before they were cut, while the core may want them."""
+        buffer = bytearray()
+        async for piece in chunks:
             if self._is_closed or self._core.log.commit > snapshot.index:
                 raise UnavailableError("the snapshot is not needed any more")
-            yield chunk
+            buffer += piece
+            while len(buffer) >= _LENGTH.size:
+                end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
+                if end > _LENGTH.size + CHUNK_BYTES_MAX:
+                    raise DeniedError("a chunk of the snapshot is too large")
+                if len(buffer) < end:
+                    break
+                yield bytes(buffer[_LENGTH.size : end])
+                del buffer[:end]
+        if buffer:
+            raise UnavailableError("the snapshot was cut short")
 
     async def _take(self, install: Install, writer: SnapshotWriter) -> None:
         """Offer a complete snapshot to the core, which may have no use for it."""

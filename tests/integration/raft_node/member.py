@@ -366,6 +366,7 @@ class Program:
         return {"seconds": time.perf_counter() - began}
 
     async def load(self, callers, seconds, size):
+        """Measure callers that propose one entry after the other."""
         gc.collect()
         gc.freeze()
         # As the manager does; what is measured here is the log, so there is no state machine.

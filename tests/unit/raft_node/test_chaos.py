@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 
 import pytest
 
@@ -104,7 +105,7 @@ class Story:
         return entries
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SWARM_SIM_SEEDS", "10"))))
 def test_nothing_acknowledged_is_lost_whatever_happens(play, seed):
     """Crashes, power loss, cuts, losses, snapshots and transfers; then all agree.
 
