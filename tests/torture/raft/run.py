@@ -1,8 +1,8 @@
 """Torture a replicated log: `run.py --system ours|pysyncobj --minutes N --seed S [--members 3]`.
 
 Prints one line of JSON. The exit code is 0 if it kept its word, 1 if it lost acknowledged writes
-or broke another promise of `checker`, 3 if it did not come back to life after all was healed (or,
-with --until-lost, if that ended the search without a loss).
+or broke another promise of `checker`, 3 if a member died by itself or did not come back to life
+after all was healed.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ def parse() -> argparse.Namespace:
         "--rate", type=float, default=0.0, help="appends a second; 0: by the system"
     )
     parser.add_argument("--entry-bytes", type=int, default=200)
+    parser.add_argument("--faults", default="", help="only these, separated by commas")
     parser.add_argument("--until-lost", action="store_true", help="end with the first loss")
     parser.add_argument("--keep", default="", help="a folder that keeps what was stored")
     parser.add_argument("--verbose", action="store_true", help="a line for each round")
     found = parser.parse_args()
+    if unknown := set(filter(None, found.faults.split(","))) - set(WEIGHTS[found.system]):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     is_ours = found.system == "ours"
     found.round_seconds = found.round_seconds or (150.0 if is_ours else 40.0)
     found.rate = found.rate or (1_500.0 if is_ours else 100_000.0)
@@ -136,7 +139,12 @@ async def _torture(cluster: Cluster, args: argparse.Namespace, seconds: float, s
     await cluster.found()
     supervisor = asyncio.create_task(cluster.supervise())
     load = Load(cluster, random.Random(f"load {seed}"), rate=args.rate, writers=args.writers)
-    nemesis = Nemesis(cluster, random.Random(f"nemesis {seed}"), WEIGHTS[args.system])
+    weights = {
+        kind: weight
+        for kind, weight in WEIGHTS[args.system].items()
+        if not args.faults or kind in args.faults.split(",")
+    }
+    nemesis = Nemesis(cluster, random.Random(f"nemesis {seed}"), weights)
     clients = asyncio.create_task(load.run(readers=8))
     await nemesis.run(seconds)
     await asyncio.sleep(1.0)
@@ -211,7 +219,7 @@ def exit_code(line: dict[str, object]) -> int:
     promises = [name for name in Report.__struct_fields__[4:-1] if name != "unsettled"]
     if any(line[name] for name in promises):
         return 1
-    return 3 if line["unsettled"] else 0
+    return 3 if line["unsettled"] or line["crashes"] else 0
 
 
 def main() -> int:
