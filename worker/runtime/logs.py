@@ -1,8 +1,8 @@
 """Read a container's output from its log files, across rotation, and follow it.
 
 The files are `log` (being written) and `log.1`, `log.2`, … (older). All are opened before any is
-read, so that a rotation meanwhile takes nothing away. Following waits for one inotify watch on
-the container's directory and for the end of its monitor; nothing is polled. A reader holds one
+read, so that a rotation meanwhile takes nothing away. Following waits for an inotify watch on the
+container's directory and for the end of its monitor; nothing is polled. A reader holds one
 block of 64 KiB and the line that is not ended yet.
 """
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from proto.clock import Clock
-from worker.runtime import logfile, syscalls
+from worker.runtime import logfile
 from worker.runtime.api import LogOptions, LogRecord
+from worker.runtime.watching import Watches
 
 _BLOCK_BYTES = 1 << 16
 _NANOSECONDS = 1_000_000_000
-_EVENTS = syscalls.IN_MODIFY | syscalls.IN_CREATE | syscalls.IN_MOVED_TO
 
 
 def paths(directory: Path) -> list[Path]:
@@ -41,8 +41,11 @@ def paths(directory: Path) -> list[Path]:
 class LogReader:
     """One reading of one container's log; iterate over it once."""
 
-    def __init__(self, directory: Path, options: LogOptions, clock: Clock) -> None:
+    def __init__(
+        self, directory: Path, options: LogOptions, clock: Clock, watches: Watches
+    ) -> None:
         self._directory = directory
+        self._watches = watches
         self._options = options
         self._clock = clock
         self._files: list[int] = []
@@ -65,7 +68,7 @@ class LogReader:
             stack.callback(self._close)
             if ended is not None:
                 # Before the first read, so that nothing falls between reading and watching.
-                stack.enter_context(_watching(self._directory, changed))
+                stack.enter_context(self._watches.watching(self._directory, changed))
                 task = asyncio.create_task(_wait_for_end(ended, over, changed))
                 stack.callback(task.cancel)
             self._open()
@@ -205,26 +208,6 @@ class LogReader:
                     return
                 await asyncio.sleep(0)
         self._skip = max(0, scan.lines - wanted)
-
-
-@contextlib.contextmanager
-def _watching(directory: Path, changed: asyncio.Event) -> Iterator[None]:
-    """Set `changed` whenever something in the directory is written, made or renamed."""
-    descriptor = syscalls.inotify_open(str(directory), _EVENTS)
-    loop = asyncio.get_running_loop()
-
-    def wake() -> None:
-        # What happened does not matter, only that something did.
-        with contextlib.suppress(BlockingIOError):
-            os.read(descriptor, _BLOCK_BYTES)
-        changed.set()
-
-    loop.add_reader(descriptor, wake)
-    try:
-        yield
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 async def _wait_for_end(

@@ -49,6 +49,7 @@ from worker.runtime.monitor import Monitor
 from worker.runtime.prepare import Preparation
 from worker.runtime.rotation import Rotator
 from worker.runtime.spec import HostFacts
+from worker.runtime.watching import Watches
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -117,6 +118,7 @@ class OciRuntime:
         self._boot_id = procfs.boot_id()
         self._monitor = Monitor()
         self._rotator = Rotator()
+        self._watches = Watches()
         self._removing: set[ContainerID] = set()
         self._filters = FilterCache(binaries.name)
         self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
@@ -326,11 +328,15 @@ class OciRuntime:
             raise RuntimeFailedError(f"container {container_id[:12]} does not exist")
         if config.log.driver == "none":
             raise RuntimeFailedError("configured logging driver does not support reading")
-        reader = LogReader(directory.path, options, self._clock)
+        reader = LogReader(directory.path, options, self._clock, self._watches)
         records = reader.records(self._end_of(directory, container_id) if options.follow else None)
         try:
             async for record in records:
                 yield record
+        except OSError as error:
+            raise RuntimeFailedError(
+                f"the output of container {container_id[:12]} cannot be read: {error.strerror}"
+            ) from error
         finally:
             await records.aclose()
 

@@ -32,6 +32,7 @@ _libc.mount.argtypes = (
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.inotify_init1.argtypes = (ctypes.c_int,)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+_libc.inotify_rm_watch.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
 
 
@@ -80,12 +81,16 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     return _check(result, path)
 
 
-def inotify_open(directory: str, mask: int) -> int:
-    """Return a non-blocking inotify descriptor that watches `directory`."""
-    descriptor = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), directory)
-    try:
-        _check(_libc.inotify_add_watch(descriptor, os.fsencode(directory), mask), directory)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+def inotify_open() -> int:
+    """Return a non-blocking inotify descriptor that watches nothing yet."""
+    return _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
+
+
+def inotify_add(descriptor: int, directory: str, mask: int) -> int:
+    """Watch a directory; return the watch's number, the same for the same directory."""
+    return _check(_libc.inotify_add_watch(descriptor, os.fsencode(directory), mask), directory)
+
+
+def inotify_remove(descriptor: int, watch: int) -> None:
+    """Watch it no longer."""
+    _check(_libc.inotify_rm_watch(descriptor, watch), "inotify")
