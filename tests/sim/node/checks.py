@@ -188,13 +188,22 @@ def unsettled(view: View, ended: Mapping[Any, int]) -> list[str]:
 
 def _history(view: View, limit: int) -> list[str]:
     found = []
-    slots = Counter((task.service_id, task.slot) for task in view.tasks)
-    for (service_id, slot), count in sorted(slots.items()):
+    slots: dict[tuple[str, int], list[Task]] = {}
+    for task in view.tasks:
+        slots.setdefault((task.service_id, task.slot), []).append(task)
+    for (service_id, slot), tasks in sorted(slots.items()):
         service = view.services.get(service_id)
-        attempts = 0 if service is None else service.spec.task.restart.max_attempts
-        allowed = max(limit, attempts + 1 if attempts else 0, 1)
-        if count > allowed:
-            found.append(f"slot {slot} of {service_id} has {count} rows, allowed are {allowed}")
+        if service is None:
+            continue  # Its tasks are found elsewhere.
+        attempts = max(_row(view, task).spec.task.restart.max_attempts for task in tasks)
+        # Beside a task of an older spec the newest one of the present spec is kept.
+        older = any(
+            task.desired_state <= _S.RUNNING and task.spec_version != service.spec_version
+            for task in tasks
+        )
+        allowed = max(limit, attempts + 1 if attempts else 0, 1) + older
+        if len(tasks) > allowed:
+            found.append(f"slot {slot} of {service_id} has {len(tasks)} rows, not {allowed}")
     return found
 
 

@@ -120,7 +120,7 @@ class Host:
         self._program = 0
         self._active_since = 0.0
         self._calls: set[asyncio.Future[Any]] = set()
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[str]] = set()
         self._slots: dict[tuple[str, str], str] = {}
         self.machine.runtime.on_start = self._check_slot
 

@@ -111,7 +111,7 @@ class Runtime(SimRuntime):
             start_seconds=rng.choice((0.02, 0.5, 8.0)) if chance(0.5) else 0.02,
             start_error="exec format error" if chance(0.05) else "",
             wait_error="conmon has gone" if chance(0.02) else "",
-            remove_errors=rng.randint(1, 3) if chance(0.1) else 0,
+            remove_errors=rng.randint(1, 3) if chance(0.2) else 0,
             run_seconds=run_seconds,
             exit_code=exit_code,
             is_oom_killed=exit_code == 137,

@@ -74,11 +74,15 @@ class Simulation(Host):
         if self.rng.random() < 0.6:
             await asyncio.sleep(self.rng.choice((0.01, 1.0, 1.0, 10.0)) * self.rng.random())
 
-    async def _ask(self) -> None:
+    def _send(self) -> asyncio.Future[str]:
         name, operation = self.user.draw()
         request = asyncio.ensure_future(self.ask(name, operation))
         self._requests.add(request)
         request.add_done_callback(self._requests.discard)
+        return request
+
+    async def _ask(self) -> None:
+        request = self._send()
         if self.rng.random() < 0.7:
             await request
 
@@ -88,13 +92,15 @@ class Simulation(Host):
     async def _crash(self) -> None:
         if self.rng.random() < 0.5:
             await self._wait_for_trap()
+        if self.rng.random() < 0.5:
+            self._send()
         # Small steps, so that a crash often meets a transaction or an instruction half done.
         for _ in range(self.rng.randint(0, 60)):
             await asyncio.sleep(self.rng.choice((0.0, 0.0001, 0.001, 0.01)))
         self.kill(is_power_lost=self.rng.random() < 0.4)
         while self.rng.random() < 0.2:
             await self._start_and_die()
-        if self.rng.random() < 0.25:
+        if self.rng.random() < 0.3:
             self.note("the worker's database is lost")
             for path in sorted(self.config.worker_dir.glob("worker.db*")):
                 path.unlink()

@@ -42,11 +42,13 @@ class User:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._last = NAMES[0]
 
     def draw(self) -> tuple[str, Operation]:  # noqa: PLR0911 -- a table
         """Return the next operation and what it is called."""
         rng = self._rng
-        name = rng.choice(NAMES)
+        # Users come back to what they have just changed.
+        name = self._last = rng.choice(NAMES) if rng.random() < 0.5 else self._last
         kind = rng.choices(
             (
                 "create",
@@ -116,7 +118,7 @@ class User:
                 ),
                 resources=ResourceRequirements(
                     reservations=Resources(
-                        nano_cpus=rng.choice((0, 0, 0, NANOSECONDS // 2, NANOSECONDS))
+                        nano_cpus=rng.choice((0, 0, NANOSECONDS // 2, NANOSECONDS))
                     )
                 ),
             ),
