@@ -6,6 +6,7 @@ of the machine's is touched and everything goes when the program ends, however i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -113,10 +114,12 @@ class Lab:
         """Leave only so much room on a host's disk; say whether it can be done there."""
         if host == 0:
             return False
-        ballast = self.disk(host) / "ballast"
-        free = shutil.disk_usage(self.disk(host)).free
-        with ballast.open("ab") as file:
-            os.posix_fallocate(file.fileno(), file.tell(), max(1, free - spare_bytes))
+        with (self.disk(host) / "ballast").open("ab") as file:
+            # What is free shrinks while we look at it: the member writes too.
+            while (free := shutil.disk_usage(self.disk(host)).free) > spare_bytes:
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), file.tell(), free - spare_bytes)
+                    file.seek(0, os.SEEK_END)
         return True
 
     def relieve(self, host: int) -> None:

@@ -179,11 +179,12 @@ class Nemesis:
             self._cluster.resume(host)
 
     async def _fill(self, fault: Fault) -> None:
-        for host in fault.hosts:
-            self._cluster.lab.fill(host, fault.spare_bytes)
+        (host,) = fault.hosts
+        if not self._cluster.lab.fill(host, fault.spare_bytes):
+            self.done[fault.kind] -= 1
+            return
         await asyncio.sleep(fault.seconds)
-        for host in fault.hosts:
-            self._cluster.lab.relieve(host)
+        self._cluster.lab.relieve(host)
 
     async def _replace(self, fault: Fault) -> None:
         await self._cluster.replace(fault.hosts[0], fault.seconds)
