@@ -200,7 +200,8 @@ class Host:
                 connection.connect(str(self.socket))
                 connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
                 return b" 200 " in connection.recv(64)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
+            # Reset: a child that a killed daemon was just starting had its socket for a moment.
             return False
 
     @property
