@@ -15,9 +15,10 @@ from pathlib import Path
 from proto.errors import CorruptError, SwarmError
 from raft import format as layout
 from raft import snapshot as snapshots
+from raft.core import Entries, decode_membership
 from raft.files import Files, RealFiles
 from raft.keys import Kek, KeyRing
-from raft.single import SNAPSHOTS_NAME, WAL_NAME
+from raft.storage import SNAPSHOTS_NAME, WAL_NAME, describe_snapshot
 from raft.wal import SYNCED_NAME, read_batches, read_segment_header, segment_names
 
 
@@ -51,15 +52,23 @@ class Inspection:
         return f"  DAMAGED at byte {error.offset} of {path.name}: {error.reason}"
 
     def _snapshot_line(self, path: Path) -> str:
-        chunks, size = 0, 0
+        chunks, size, about = 0, 0, b""
         try:
-            for chunk in snapshots.read_snapshot(self._files, path, self._keys):
-                chunks += 1
-                size += len(chunk)
+            for plain, is_about in snapshots.read_frames(self._files, path, self._keys):
+                if is_about:
+                    about = plain
+                else:
+                    chunks += 1
+                    size += len(plain)
         except CorruptError as error:
             return f"snapshot {path.name}:\n{self._damage(path, error)}"
         index = int(path.stem, 16)
-        return f"snapshot {path.name}: state at entry {index}, {chunks} chunks, {size} bytes"
+        line = f"snapshot {path.name}: state at entry {index}, {chunks} chunks, {size} bytes"
+        if about:
+            told = describe_snapshot(path, about)
+            origin = ", sent by a leader" if told.is_installed else ""
+            line += f"; term {told.snapshot.term}{origin}"
+        return line
 
     def _segment_lines(self, path: Path, *, with_records: bool) -> Iterator[str]:
         try:
@@ -73,15 +82,12 @@ class Inspection:
         try:
             for batch in read_batches(self._files, path, self._keys):
                 records += 1
-                entries += len(batch.entries)
+                runs = _runs(batch)
+                entries += sum(len(run.data) for run in runs)
                 end = batch.end
                 if with_records:
-                    sizes = ", ".join(str(len(data)) for data in batch.entries)
-                    last = batch.first_index + len(batch.entries) - 1
-                    yield (
-                        f"  record at byte {batch.offset}, {batch.end - batch.offset} bytes: "
-                        f"entries {batch.first_index}-{last} of {sizes} bytes"
-                    )
+                    place = f"  record at byte {batch.offset}, {batch.end - batch.offset} bytes"
+                    yield f"{place}: {_told(batch, runs)}"
         except (CorruptError, layout.DamagedError) as error:
             yield self._damage(path, error)
         yield f"  {records} records, {entries} entries, {end} bytes"
@@ -95,6 +101,43 @@ class Inspection:
             self.is_good = False
             return "synced mark: damaged (not needed; written anew at the next start)"
         return f"synced mark: segment {synced.number}, byte {synced.offset}"
+
+
+def _runs(batch: layout.Batch) -> list[Entries]:
+    """Return the entries of a record, whatever its kind."""
+    if batch.states is None:
+        return [Entries(batch.first_index, list(batch.entries), ())]
+    return [step.entries for step in batch.states.steps if step.entries is not None]
+
+
+def _told(batch: layout.Batch, runs: list[Entries]) -> str:
+    """Say what a record holds, but not its content."""
+    parts = []
+    if batch.states is not None:
+        last = batch.states.steps[-1].hard_state
+        parts.append(
+            f"member {batch.states.member_id}, term {last.term}, vote {last.vote or 'none'}, "
+            f"commit {last.commit}"
+        )
+    for run in runs:
+        sizes = ", ".join(str(len(data)) for data in run.data)
+        terms = "".join(f", term {term} from {first}" for first, term in run.terms)
+        parts.append(f"entries {run.first}-{run.last} of {sizes} bytes{terms}")
+        parts += [
+            f"{index} is a membership: {_group(run.data[index - run.first])}"
+            for index in run.changes
+        ]
+    return "; ".join(parts)
+
+
+def _group(data: bytes) -> str:
+    membership = decode_membership(data)
+    members = ", ".join(
+        f"{member.id} ({'voter' if member.is_voter else 'learner'}, node "
+        f"{member.node_id or '?'} at {member.address or '?'})"
+        for member in membership.members
+    )
+    return f"{members}; {len(membership.removed)} removed"
 
 
 def _unlock_key(path: str | None) -> Kek | None:

@@ -55,10 +55,15 @@ def read_snapshot(files: Files, path: Path, keys: KeyRing) -> Iterator[bytes]:
     Raises:
         CorruptError: something does not check; what was yielded must then be thrown away.
     """
-    return (plain for plain, is_about in _read_frames(files, path, keys) if not is_about)
+    return (plain for plain, is_about in read_frames(files, path, keys) if not is_about)
 
 
-def _read_frames(files: Files, path: Path, keys: KeyRing) -> Iterator[tuple[bytes, bool]]:
+def read_frames(files: Files, path: Path, keys: KeyRing) -> Iterator[tuple[bytes, bool]]:
+    """Yield the chunks, and before them, marked by True, what describes the snapshot.
+
+    Raises:
+        CorruptError: something does not check; what was yielded must then be thrown away.
+    """
     try:
         with files.read(path) as stream:
             data = stream.read(layout.FILE_HEADER_BYTES)
@@ -86,7 +91,7 @@ def find_newest(files: Files, directory: Path, keys: KeyRing) -> Snapshot | None
     files.sync_directory(directory)
     path = directory / names[-1]
     about = b""
-    for plain, is_about in _read_frames(files, path, keys):
+    for plain, is_about in read_frames(files, path, keys):
         if is_about:
             about = plain
     with files.read(path) as stream:

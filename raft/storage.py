@@ -473,11 +473,20 @@ def _about(found: snapshots.Snapshot | None) -> About:
         return About(Snapshot(), is_installed=False)
     if not found.about:
         return About(Snapshot(found.index, _LEGACY_TERM), is_installed=False)
+    return describe_snapshot(found.path, found.about)
+
+
+def describe_snapshot(path: Path, about: bytes) -> About:
+    """Read what a snapshot's file says of it.
+
+    Raises:
+        CorruptError: another version wrote it.
+    """
     try:
-        return _ABOUT_DECODER.decode(found.about)
+        return _ABOUT_DECODER.decode(about)
     except msgspec.DecodeError as error:
         reason = "its description is not known to this program"
-        raise CorruptError(str(found.path), layout.FILE_HEADER_BYTES, reason) from error
+        raise CorruptError(str(path), layout.FILE_HEADER_BYTES, reason) from error
 
 
 def _completed(hard_state: HardState, snapshot: Snapshot, entries: Entries | None) -> HardState:

@@ -376,10 +376,11 @@ class Program:
         """Measure proposals at a steady rate."""
         return await measure_paced(self.node.propose, rate, seconds, os.urandom(size))
 
-    async def first_commit(self, within):
+    async def first_commit(self, seconds):
         """Wait until this member can commit; return when it did, by the machine's clock."""
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
+        self.is_waiting = True
+        deadline = time.monotonic() + seconds
+        while self.is_waiting and time.monotonic() < deadline:
             if self.node.is_leader:
                 try:
                     await self.propose(b"first")
@@ -388,6 +389,20 @@ class Program:
                 return {"at": time.monotonic()}
             await asyncio.sleep(0.001)
         return {"at": None}
+
+    async def give_up(self):
+        """End a `first_commit` that waits."""
+        self.is_waiting = False
+
+    async def fill(self, count, callers):
+        """Commit so many entries of 200 bytes."""
+        left = iter(range(count))
+
+        async def call():
+            for _ in left:
+                await self.propose(os.urandom(200))
+
+        await asyncio.gather(*(call() for _ in range(callers)))
 
     async def cut(self, nodes):
         """Send nothing to these nodes, hear nothing from them."""
