@@ -318,7 +318,7 @@ class KeyRing:
         The caller must have made `new` durable elsewhere before, and keep the old one until this
         returned: after a crash in between, one of the two opens the ring. What was written under
         the old data keys stays readable for who copied the old ring and key: after turning
-        autolock on, rotate the data key too (`SingleLog.rotate_data_key`).
+        autolock on, rotate the data key too (`RaftNode.rotate_data_key`).
 
         Raises:
             ResourceExhaustedError: the disk is full; the old key is still the one, or, if only

@@ -395,7 +395,7 @@ class Shell:
                 self._commit(ready.committed)
             self._read_states += ready.reads
             for context in ready.reads_failed:
-                self._fail_read(context, NotLeaderError(self._leader_address()))
+                self._fail_read(context, self._read_refusal())
         self._follow_up()
 
     def _follow_up(self) -> None:
@@ -588,6 +588,11 @@ class Shell:
         self._reads[context] = future
         self._guarded(self._pump)
         return context, future
+
+    def _read_refusal(self) -> SwarmError:
+        if self._core.is_leader:
+            return UnavailableError("too many reads wait for the other managers; try again")
+        return NotLeaderError(self._leader_address())
 
     def _serve_reads(self) -> None:
         waiting = []
