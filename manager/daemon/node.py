@@ -187,7 +187,7 @@ class SwarmNode:
                 return
             kek = membership.unlock_key()
             await self._stop_manager(is_watchdog=True)
-        while not await self._is_reopened(kek):
+        while not await self._is_reopened(kek):  # noqa: ASYNC110 -- no event tells that a disk is well
             await asyncio.sleep(REOPEN_SECONDS)
 
     async def _is_reopened(self, kek: Kek | None) -> bool:
