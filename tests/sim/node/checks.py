@@ -130,9 +130,9 @@ class Spy(Watch):
         is_restart = last.spec_version == new.spec_version and last.status.state in _BY_ITSELF
         service = view.services.get(new.service_id)
         status = None if service is None else service.update_status
-        is_update_newer = status is not None and (status.started_at or 0.0) > last.created_at
-        if not is_restart or is_update_newer:
-            return  # What a user changed is tried at once.
+        since = 0.0 if status is None else status.started_at or 0.0
+        if not is_restart or since > last.created_at:
+            return  # What a user changed is tried at once, and counted anew.
         due = last.status.timestamp + policy.delay_ns / NANOSECONDS * (1 - JITTER)
         if max(new.not_before, new.created_at) < due - _MOMENT:
             self._bad(new, "does not wait for its restart delay")
@@ -140,7 +140,7 @@ class Spy(Watch):
             self._bad(new, "follows a task that is never restarted")
         if policy.condition is RestartCondition.ON_FAILURE and last.status.state is _S.COMPLETE:
             self._bad(new, "follows a task that completed")
-        tries = sum(t.spec_version == new.spec_version for t in slot)
+        tries = sum(t.spec_version == new.spec_version and t.created_at >= since for t in slot)
         if policy.max_attempts and not policy.window_ns and tries > policy.max_attempts:
             self._bad(new, f"is restart {tries} of at most {policy.max_attempts}")
 
@@ -347,6 +347,8 @@ def _ports(view: View, machine: Any, tasks: Mapping[Any, Task]) -> list[str]:
     """Compare what is published with the services' ports."""
     wanted: set[tuple[int, str]] = set()
     allowed: set[tuple[int, str]] = set()
+    # Tasks of an older spec whose number was drawn, and is not in the service any more.
+    drawn: set[str] = set()
     addresses = {i: a.address for i, a in machine.network.attachments.items()}
     for container_id, task in tasks.items():
         if task.status.state is not _S.RUNNING or container_id not in addresses:
@@ -360,6 +362,8 @@ def _ports(view: View, machine: Any, tasks: Mapping[Any, Task]) -> list[str]:
         pairs = {(number, addresses[container_id]) for number in numbers - {0}}
         if _is_present(view, service, task):
             wanted |= pairs
+        elif 0 in fixed:
+            drawn.add(addresses[container_id])
         # A task of an older spec may keep its port, unless that leads elsewhere by now.
         allowed |= pairs | {(number, addresses[container_id]) for number in fixed - {0}}
     got = {
@@ -367,6 +371,6 @@ def _ports(view: View, machine: Any, tasks: Mapping[Any, Task]) -> list[str]:
         for port in machine.network.published[-1]
         for address in port.backends
     }
-    if wanted <= got <= allowed:
+    if wanted <= got and all(address in drawn for _, address in got - allowed):
         return []
     return [f"published is {sorted(got)}, not {sorted(wanted)}"]

@@ -229,6 +229,8 @@ class Network(SimNetwork):
         self.published.append(())
         # Attachments of ended containers that could not be removed; removal tries again.
         self.kept: set[ContainerID] = set()
+        # The kernel refused the last change of ports: tasks may be stopped all the same.
+        self.is_refused = False
 
     async def start(self, live: frozenset[ContainerID]) -> dict[ContainerID, Attachment]:
         """Adopt what lives; no port leads to an address that is free again."""
@@ -255,6 +257,8 @@ class Network(SimNetwork):
         if self._machine.chance(0.05):
             self.kept.add(container_id)
             raise RuntimeFailedError("cannot remove the namespace: device or resource busy")
+        if self.is_refused:
+            self.attachments.pop(container_id, None)
         await super().detach(container_id)
 
     async def publish(self, ports: tuple[PublishedPort, ...]) -> None:
@@ -263,7 +267,9 @@ class Network(SimNetwork):
         self._machine.reached("publish")
         self.publish_seconds = self._machine.rng.uniform(0.0, 0.2)
         self.publish_errors = int(self._machine.chance(0.05))
+        self.is_refused = bool(self.publish_errors) or self.is_refused
         await super().publish(ports)
+        self.is_refused = False
         del self.published[:-1]
         self.check("as published")
 
@@ -293,7 +299,9 @@ class Network(SimNetwork):
     def check_withdrawn(self, container_id: ContainerID, signal: str) -> None:
         """Find a stop signal to a container that still gets connections."""
         attachment = self.attachments.get(container_id)
-        if attachment is not None and attachment.address in self.backends():
+        if self.is_refused or attachment is None:
+            return
+        if attachment.address in self.backends():
             self._machine.violations.append(
                 f"container {container_id[:12]} got {signal} while port "
                 f"{self.backends()[attachment.address]} led to it"
