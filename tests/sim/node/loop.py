@@ -130,11 +130,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def kill(self, program: int) -> None:
         """Let nothing of the program run any more."""
         assert program
+        # First: a task that has not begun is kept by nothing but its handle.
+        self._graveyard += [t for t in self._tasks_of.pop(program, ()) if not t.done()]
         for handle in (*self._ready, *self._scheduled):
             if handle._context.get(PROGRAM, 0) == program:
                 handle.cancel()
         self._dead.add(program)
-        self._graveyard += [t for t in self._tasks_of.pop(program, ()) if not t.done()]
 
     def bury(self) -> None:
         """Dispose of what killed programs left in memory; at the end, within the loop."""
