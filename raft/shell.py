@@ -339,11 +339,12 @@ class Shell:
             return UnavailableError(self._failure.message)
         if self._is_closed:
             return UnavailableError("the log is closed: this manager is stopping")
+        address = self._leader_address()
+        if address or self._disk_fault is None:
+            return NotLeaderError(address)
         if isinstance(self._disk_fault, ResourceExhaustedError):
             return ResourceExhaustedError(self._disk_fault.message)
-        if self._disk_fault is not None:
-            return UnavailableError(self._disk_fault.message)
-        return NotLeaderError(self._leader_address())
+        return UnavailableError(self._disk_fault.message)
 
     def _leader_address(self) -> str:
         leader = self._known.get(self._core.leader)
@@ -577,14 +578,14 @@ class Shell:
         """Ask for an index that makes a read linearizable; the future is done once it is applied.
 
         Raises:
-            NotLeaderError: there is nobody to ask.
+            NotLeaderError, ResourceExhaustedError, UnavailableError: there is nobody to ask.
         """
         self._read_context += 1
         context = self._read_context
         future: asyncio.Future[int] = self._loop.create_future()
         self._catch_up()
         if not self._core.read_index(context):
-            raise NotLeaderError("")
+            raise self._refusal()
         self._reads[context] = future
         self._guarded(self._pump)
         return context, future
@@ -720,6 +721,11 @@ class Shell:
         self._read_states.clear()
         self._unstored.clear()
         self._held.clear()
+        # What was to be told is told again after the directory was read.
+        self._backlog.clear()
+        if self._installing is not None:
+            self._installing.cancel()
+            self._installing = None
         if self._leading:
             self._leading = 0
             if self._listener is not None:
@@ -745,6 +751,10 @@ class Shell:
             self._opening = (0, 0)
             break
         self._recovery = None
+        if self._storage.snapshot_index > self._applied and self._listener is not None:
+            # It was in place when the disk failed, or its installation was not finished.
+            self._install_index = self._storage.snapshot_index
+            self._installing = self._spawn(self._install())
         self._guarded(self._start)
 
     def _disk_works(self) -> None:

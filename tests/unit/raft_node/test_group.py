@@ -172,6 +172,36 @@ def test_installing_a_snapshot_survives_a_crash_at_every_operation(play):
     play(story)
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.04, 0.08])
+def test_a_disk_that_fails_while_a_snapshot_comes_in(play, delay):
+    """The member reads its disk anew, tells its listener what is there, and catches up."""
+
+    async def story(group):
+        group.settings = type(group.settings)(entries_kept=0)
+        leader = await group.form("abc")
+        third = group["c"]
+        for turn in range(6):
+            group.isolate("c")
+            for number in range(20):
+                await leader.propose(b"%d.%d" % (turn, number))
+            await leader.snapshot()
+            installs = third.machine.installs
+            group.heal()
+            await group.until(lambda: third.node._received or third.node._installing, 5.0)
+            await asyncio.sleep(delay * group.rng.random())
+            third.files.fail_sync = True
+            await asyncio.sleep(1.0)
+            third.files.fail_sync = False
+            await leader.propose(b"%d" % turn)
+            await group.agree()
+            assert third.machine.installs > installs
+        third.kill()
+        await third.restart()
+        await group.agree()
+
+    play(story)
+
+
 def test_a_full_disk_refuses_and_recovers(play):
     """A lone member says that the disk is full, keeps nothing of it, and goes on with room."""
 
