@@ -67,7 +67,7 @@ def plan(  # noqa: C901, PLR0912 -- one case a kind
     Args:
         rng: chooses.
         weights: how often each kind comes.
-        members: who is there.
+        members: all, also those that are down.
         leader: who leads; it is the victim more often than not.
         busy: members that suffer something now; they are let alone.
 
@@ -144,6 +144,7 @@ class Nemesis:
     async def run(self, seconds: float) -> None:
         """Go on for so long; everything is healed on return."""
         deadline = asyncio.get_running_loop().time() + seconds
+        members = range(self._cluster.lab.hosts)
         async with asyncio.TaskGroup() as group:
             while asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(self._rng.uniform(0.8, 2.5))
@@ -151,7 +152,6 @@ class Nemesis:
                 tasks = []
                 for _ in range(count):
                     leader = await self._cluster.leader()
-                    members = self._cluster.members
                     fault = plan(self._rng, self._weights, members, leader, self._busy)
                     if fault is not None:
                         self._busy.update(fault.hosts)

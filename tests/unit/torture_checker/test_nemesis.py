@@ -60,3 +60,9 @@ def test_busy_members_are_let_alone(nemesis):
     planned = faults(nemesis, 5, weights={"kill": 1}, busy=(1,))
     assert not any(1 in fault.hosts for fault in planned)
     assert {None} == set(faults(nemesis, 5, weights={"kill": 1}, busy=(0, 1, 2)))
+
+
+def test_one_left(nemesis):
+    """With all others down or cut off the last one may suffer too, whatever the kind."""
+    planned = faults(nemesis, 6, busy=(0, 1))
+    assert {(2,)} == {fault.hosts for fault in planned if fault is not None}
