@@ -18,6 +18,7 @@ that proposes, so another log can be measured beside this one.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import statistics
@@ -26,10 +27,17 @@ import tempfile
 import time
 from pathlib import Path
 
-# In the place of this directory, where `raft` would be this file.
-sys.path[0] = str(Path(__file__).parents[1] / "integration" / "raft_node")
+# Python puts this directory first, where `import raft` would find this file: by ourselves, and by
+# every other program here. Both are sent on to the package.
+_HERE = str(Path(__file__).parent)
+sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(_HERE)]
+if __name__ == "raft":
+    del sys.modules["raft"]
+    sys.modules["raft"] = importlib.import_module("raft")
+else:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "integration" / "raft_node"))
+    from harness import Cluster
 
-from harness import Cluster  # noqa: E402 -- its place is only known now
 
 SECONDS = float(os.environ.get("SWARM_BENCH_SECONDS", "3"))
 ROUNDS = 5
