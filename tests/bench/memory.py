@@ -18,9 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
+
 TASKS = 100
 SERVICES_STORED = 10_000
 TASKS_STORED = 100_000
+MEASURED_SERVICES = 200
 RESTARTS = 3
 
 
@@ -98,19 +101,18 @@ def node_figures():
 
 async def fill(directory):
     """Take 100,000 tasks through the whole way to RUNNING; returns the log's bytes for a task."""
-    import msgspec
-
+    from manager.controlapi.ports import allocate_ports
+    from manager.daemon.membership import Membership, NewCluster
     from manager.dispatcher.local import write_statuses
     from manager.orchestrator.loop import state_of, write
     from manager.orchestrator.step import step
-    from manager.store import Store
     from proto.assignments import StatusUpdate
     from proto.clock import SystemClock
-    from proto.ids import NodeID, ServiceID, new_id
+    from proto.ids import ServiceID, new_id
     from proto.objects import (
-        Cluster,
+        ClusterSpec,
         ContainerSpec,
-        Node,
+        NodeAvailability,
         NodeDescription,
         NodeState,
         NodeStatus,
@@ -123,37 +125,28 @@ async def fill(directory):
         spec_version_id,
     )
     from proto.states import TaskState
-    from raft.format import ENTRY_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES
-    from raft.keys import KeyRing
-    from raft.single import SingleLog
     from scheduler import Needs, Usage
 
     rng, clock = random.Random(7), SystemClock()
-    keys = KeyRing.create(directory)
-    log = SingleLog.open(directory, keys)
-    store = Store.open(log, clock)
-    node = Node(
-        id=NodeID(new_id(rng)),
+    new = NewCluster(
+        spec=ClusterSpec(),
+        availability=NodeAvailability.ACTIVE,
         description=NodeDescription(hostname="bench"),
-        status=NodeStatus(state=NodeState.READY),
+        advertise_addr="127.0.0.1:2377",
+        default_address_pool=("10.0.0.0/8",),
+        subnet_size=24,
+        data_path_port=4789,
     )
+    membership, _, node_id = await Membership.create(directory, new, clock=clock, rng=rng)
+    store = membership.store
     per_service = TASKS_STORED // SERVICES_STORED
 
-    def begin(tx):
-        tx.create(Cluster(id=new_id(rng)))
-        tx.create(node)
+    def be_ready(tx):
+        node = tx.nodes.get(node_id)
+        tx.update(msgspec.structs.replace(node, status=NodeStatus(state=NodeState.READY)))
 
-    await store.update(begin)
+    await store.update(be_ready)
     usage = Usage((), lambda _task: Needs())
-    written = 0
-    propose = log.propose
-
-    def counting(data):
-        nonlocal written
-        # As if no two entries ever shared a record.
-        written += len(data) + RECORD_OVERHEAD_BYTES + ENTRY_OVERHEAD_BYTES
-        return propose(data)
-
     service_ids = [ServiceID(new_id(rng)) for _ in range(SERVICES_STORED)]
 
     def make_service(tx, index):
@@ -173,17 +166,18 @@ async def fill(directory):
         )
 
     await store.batch(range(SERVICES_STORED), make_service)
-    log.propose = counting
-    for service_id in service_ids:
+    nodes = list(store.view().nodes)
+
+    async def run_service(service_id, *, one_by_one):
         plan = step(
             state_of(store.view(), service_id),
-            nodes=[node],
+            nodes=nodes,
             usage=usage,
             history_limit=5,
             now=clock.wall(),
             rng=rng,
         )
-        await store.update(lambda tx, plan=plan: write(tx, plan))
+        await store.update(lambda tx: write(tx, plan, allocate_ports=allocate_ports))
         # As the agent reports when it is not overwhelmed: three reports a task, one task each.
         for state in (TaskState.PREPARING, TaskState.STARTING, TaskState.RUNNING):
             futures = []
@@ -196,32 +190,42 @@ async def fill(directory):
                     pid=rng.randrange(2**22) if state is TaskState.RUNNING else 0,
                 )
                 update = [StatusUpdate(task.id, status)]
-                futures.append(
-                    store.update(lambda tx, update=update: write_statuses(tx, node.id, update))
-                )
+                future = store.update(lambda tx, update=update: write_statuses(tx, node_id, update))
+                if one_by_one:
+                    await future
+                futures.append(future)
             await asyncio.gather(*futures)
+
+    # The log on the disk, while every report is an entry in a record of its own and no snapshot
+    # comes between.
+    await store.save_snapshot()
+    before = bytes_of(directory)
+    for service_id in service_ids[:MEASURED_SERVICES]:
+        await run_service(service_id, one_by_one=True)
+    grown = bytes_of(directory) - before
+    for service_id in service_ids[MEASURED_SERVICES:]:
+        await run_service(service_id, one_by_one=False)
     assert len(store.view().tasks) == TASKS_STORED
-    assert msgspec.structs.fields(Service)
-    await store.close()
-    await log.close()
-    keys.close()
-    return written / TASKS_STORED
+    await membership.close()
+    return grown / (MEASURED_SERVICES * per_service)
 
 
-def restore(directory):
-    from manager.store import Store
+def bytes_of(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*.wal"))
+
+
+async def restore(directory):
+    from manager.daemon.membership import Membership
     from proto.clock import SystemClock
-    from raft.keys import KeyRing
-    from raft.single import SingleLog
 
     started = time.perf_counter()
-    keys = KeyRing.open(directory)
-    log = SingleLog.open(directory, keys)
-    store = Store.open(log, SystemClock())
+    membership = await Membership.open(
+        directory, None, clock=SystemClock(), rng=random.SystemRandom()
+    )
     elapsed = time.perf_counter() - started
-    assert len(store.view().tasks) == TASKS_STORED
-    assert len(store.view().services) == SERVICES_STORED
-    keys.close()
+    assert len(membership.store.view().tasks) == TASKS_STORED
+    assert len(membership.store.view().services) == SERVICES_STORED
+    await membership.close()
     return elapsed
 
 
@@ -254,6 +258,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         inside(sys.argv[2], int(sys.argv[3]))
     elif sys.argv[1:2] == ["--restore"]:
-        print(restore(Path(sys.argv[2])))
+        print(asyncio.run(restore(Path(sys.argv[2]))))
     else:
         main()
