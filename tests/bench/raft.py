@@ -10,6 +10,8 @@ The callers are in the leader's process.
     failover_fast_ms  the same with ticks of 20 ms
     restart_s         opening and reading back `restart_entries`
     snapshot_p99_ms   of 1,000 writes a second while a lagging member gets 100 MiB
+    pysyncobj         PySyncObj's commits per second in the same run, as it comes and tuned
+    times_default, times_tuned   ours as a multiple of those
 
 `measure_commits` of `tests/integration/raft_node/member.py` is what measures; it takes anything
 that proposes, so another log can be measured beside this one.
@@ -22,6 +24,7 @@ import importlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -111,6 +114,15 @@ async def _is_installed(node):
     return (await node.ask("status"))["snapshot_index"] > 0
 
 
+def peer():
+    """Measure PySyncObj next to ours."""
+    program = Path(__file__).with_name("pysyncobj_peer.py")
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
 async def measure(root):
     def place(name):
         path = Path(root) / name
@@ -118,6 +130,12 @@ async def measure(root):
         return path
 
     figures = {"name": "raft", **await commits(place("commits"))}
+    figures["pysyncobj"] = peer()
+    for name in ("default", "tuned"):
+        figures[f"times_{name}"] = {
+            callers: round(figures[callers] / figures["pysyncobj"][f"{name}_{callers}"], 2)
+            for callers in ("c1", "c64", "c512")
+        }
     figures["failover_ms"], figures["failover_max_ms"] = await failover(place("slow"), 0.1)
     figures["failover_fast_ms"], figures["failover_fast_max_ms"] = await failover(
         place("fast"), 0.02
