@@ -335,6 +335,11 @@ class SwarmNode:
             raise UnavailableError(f"this node's swarm state cannot be used: {self._error}")
         raise UnavailableError(_NOT_IN_SWARM)
 
+    async def read_barrier(self) -> None:
+        """Wait until the store shows everything committed before; nothing to do on a worker."""
+        if self._membership is not None:
+            await self._membership.store.read_barrier()
+
     def watch(self, *kinds: type[Object]) -> Watch:
         """Watch committed objects; raises as `control`."""
         self.control()

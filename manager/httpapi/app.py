@@ -12,6 +12,7 @@ from manager.httpapi.middleware import (
     add_headers,
     checked_version,
     errors_as_json,
+    linearized,
 )
 from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, RNG, STREAMS
 from manager.httpapi.routes import (
@@ -51,7 +52,7 @@ def make_app(
 ) -> web.Application:
     """Build the application that serves `backend`; serve it with `server.serve_unix`."""
     app = web.Application(
-        middlewares=[access_logged, errors_as_json, checked_version],
+        middlewares=[access_logged, errors_as_json, checked_version, linearized],
         client_max_size=BODY_BYTES_MAX,
     )
     app[BACKEND] = backend

@@ -325,6 +325,16 @@ class Backend(Protocol):
     async def swarm_init(self, request: InitRequest) -> str:
         """Begin a cluster; return this node's ID."""
 
+    async def read_barrier(self) -> None:
+        """Wait until what this manager shows holds everything that was committed before the call.
+
+        Nothing to wait for on a node that is no manager.
+
+        Raises:
+            NotLeaderError: no leader is known.
+            UnavailableError: no majority of the managers answers.
+        """
+
     async def swarm_leave(self, *, force: bool) -> None:
         """Leave the cluster."""
 

@@ -8,7 +8,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from manager.httpapi.requests import BODY_BYTES_MAX, HEADERS, json_response
+from manager.httpapi.requests import BODY_BYTES_MAX, HEADERS, backend_of, json_response
 from manager.httpapi.versions import negotiated
 from proto.errors import NotImplementedYetError, SwarmError
 
@@ -28,6 +28,10 @@ _UNSERVED = {
     "session": "building images",
     "volumes": "this command on volumes",
 }
+
+
+# First parts of paths that show the replicated state.
+_CLUSTER_READS = frozenset({"nodes", "services", "swarm", "tasks"})
 
 
 @web.middleware
@@ -65,6 +69,18 @@ def _first_part(path: str) -> str:
     if parts[0].startswith("v1.") and len(parts) > 1:
         return parts[1]
     return parts[0]
+
+
+@web.middleware
+async def linearized(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let a read of the cluster's objects see everything committed before it, on any manager.
+
+    `?consistency=stale` asks for what this manager has at hand, which works without a quorum too.
+    """
+    is_read = request.method in {"GET", "HEAD"} and _first_part(request.path) in _CLUSTER_READS
+    if is_read and request.query.get("consistency") != "stale":
+        await backend_of(request).read_barrier()
+    return await handler(request)
 
 
 @web.middleware

@@ -85,6 +85,10 @@ class MemoryLog:
         """Lead from the start."""
         listener.lead(1)
 
+    async def read_barrier(self) -> int:
+        """Answer at once: there is nobody else."""
+        return self.last_index
+
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Nothing."""
 
@@ -188,6 +192,11 @@ class Backend:
             await self.control().update_cluster(cluster.version, request.spec)
         self.pretender = asyncio.create_task(pretend(store, self.node_id, self.rng))
         return self.node_id
+
+    async def read_barrier(self) -> None:
+        """Wait as a manager does."""
+        if self.store is not None:
+            await self.store.read_barrier()
 
     async def swarm_leave(self, *, force: bool) -> None:
         """Forget the cluster."""

@@ -190,6 +190,8 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.images = FakeImages()
+        self.barriers = 0
+        self.barrier_error: Exception | None = None
         self.volumes = VolumeStore(Path("/nowhere"))
         self.volume_users: dict[str, tuple[ContainerID, ...]] = {}
         self.fake_control = FakeControl()
@@ -222,6 +224,12 @@ class FakeBackend:
         """Record."""
         self.init_request = request
         return "n1"
+
+    async def read_barrier(self) -> None:
+        """Count, and fail when a test says so."""
+        self.barriers += 1
+        if self.barrier_error is not None:
+            raise self.barrier_error
 
     async def swarm_leave(self, *, force: bool) -> None:
         """Nothing."""

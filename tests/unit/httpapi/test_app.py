@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from proto.errors import LockedError, NameConflictError, SequenceConflictError
+from proto.errors import (
+    LockedError,
+    NameConflictError,
+    SequenceConflictError,
+    UnavailableError,
+)
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import ContainerSpec, NodeSpec, Service, ServiceSpec, Task, TaskSpec, TaskStatus
 from proto.states import TaskState
@@ -361,3 +366,32 @@ async def test_a_task_s_container_is_not_denied(served: Served) -> None:
         assert answer.status == 501
         assert "use service logs t1" in answer.json()["message"]
     assert (await served.ask("GET", "/containers/d/json")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "barriers"),
+    [
+        ("/services", 1),
+        ("/v1.50/tasks", 1),
+        ("/nodes?consistency=stale", 0),
+        ("/info", 0),
+        ("/images/json", 0),
+    ],
+)
+async def test_reads_of_the_cluster_are_linearizable_unless_stale_is_asked(
+    served: Served, path: str, barriers: int
+) -> None:
+    """What shows replicated objects waits for a read barrier; nothing else does."""
+    await served.ask("GET", path)
+
+    assert barriers == served.backend.barriers
+
+
+async def test_without_a_quorum_a_read_says_so_and_a_stale_one_works(served: Served) -> None:
+    """The barrier's sentence reaches the client; `consistency=stale` reads what is at hand."""
+    served.backend.barrier_error = UnavailableError("no majority of the managers answers")
+
+    refused = await served.ask("GET", "/services")
+    stale = await served.ask("GET", "/services?consistency=stale")
+
+    assert (refused.status, stale.status) == (503, 200)
