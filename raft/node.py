@@ -271,7 +271,7 @@ class RaftNode(Shipping):
         assert self._transport is None
         self._transport = transport
         for member in self._known.values():
-            if member.id != self._me.id and member.node_id:
+            if member.node_id not in ("", self._me.node_id):
                 self._link(member)
         self._guarded(self._pump)
 
@@ -545,8 +545,10 @@ class RaftNode(Shipping):
         """
         raft_log = self._core.log
         previous_term = raft_log.term(matched)
+        if not self._core.is_leader or previous_term < 0 or matched >= raft_log.last:
+            return
         last = raft_log.limit(matched + 1, self._config.entries_bytes_max, raft_log.last)
-        if not self._core.is_leader or previous_term < 0 or last < self._core.membership_index:
+        if last < self._core.membership_index:
             return
         entries = raft_log.entries(matched + 1, last)
         self._post(

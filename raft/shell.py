@@ -662,7 +662,8 @@ class Shell:
         self._is_alone = [member.id for member in membership.members] == [self._me.id]
         self._known |= {member.id: member for member in membership.members}
         for member in membership.members:
-            if member.id != self._me.id and member.node_id:
+            # By name: an older membership may still have us under a number from a former life.
+            if member.node_id not in ("", self._me.node_id):
                 self._link(member)
         members = {member.node_id for member in membership.members}
         gone = [node_id for node_id in self._linked if node_id not in members]

@@ -207,6 +207,12 @@ class Shipping(Shell):
         writer = storage.snapshot_writer(install.snapshot, is_installed=True)
         try:
             await self._write_chunks(writer, self._while_due(install.snapshot, chunks))
+        except _NotNeededError:
+            # The core's answer says how far we are; without it the leader offers it for ever.
+            if self._is_closed:
+                raise
+            self._offer_to_core(install)
+            return
         except OSError as error:
             raise disk_error(storage.directory, error) from error
         await self._take(install, writer)
@@ -218,7 +224,7 @@ class Shipping(Shell):
         buffer = bytearray()
         async for piece in chunks:
             if self._is_closed or self._core.log.commit > snapshot.index:
-                raise UnavailableError("the snapshot is not needed any more")
+                raise _NotNeededError("the snapshot is not needed any more")
             buffer += piece
             while len(buffer) >= _LENGTH.size:
                 end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
@@ -235,6 +241,11 @@ class Shipping(Shell):
         """Offer a complete snapshot to the core, which may have no use for it."""
         key = (install.snapshot.index, install.snapshot.term)
         self._received[key] = writer
+        self._offer_to_core(install)
+        if self._received.pop(key, None) is not None:
+            await self._open_snapshot_lane().run(writer.abandon)
+
+    def _offer_to_core(self, install: Install) -> None:
         self._heard[install.sender] = self._clock.monotonic()
 
         def work() -> None:
@@ -243,5 +254,7 @@ class Shipping(Shell):
             self._pump()
 
         self._guarded(work)
-        if self._received.pop(key, None) is not None:
-            await self._open_snapshot_lane().run(writer.abandon)
+
+
+class _NotNeededError(UnavailableError):
+    """The log went on past the snapshot meanwhile."""
