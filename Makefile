@@ -1,9 +1,10 @@
 # The newcomer's two commands: `make demo` and `make test`. Both do all their set-up.
-.PHONY: setup demo test check fmt sim bench gen clean unit integration
+.PHONY: setup demo test check fmt sim bench torture gen clean unit integration
 
 PY := .venv/bin/python
 NAME ?= start
 SEEDS ?= 20
+MINUTES ?= 10
 
 setup:
 	@tools/setup
@@ -38,6 +39,11 @@ sim: setup
 # One JSON line of figures; NAME is a file of tests/bench.
 bench: setup
 	@$(PY) tests/bench/$(NAME).py
+
+# Real members of the replicated log under faults; PySyncObj is the control that must lose writes.
+torture: setup
+	$(PY) tests/torture/raft/run.py --system ours --minutes $(MINUTES) --verbose
+	$(PY) tests/torture/raft/run.py --system pysyncobj --minutes 5 --until-lost; test $$? -eq 1
 
 # Renews generated code and golden files; look at the difference before you commit it.
 gen: setup
