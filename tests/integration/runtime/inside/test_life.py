@@ -276,6 +276,10 @@ async def test_exit_code_outlives_reboot(make, config, place):
         await first.start(wanted.id)
     await first.wait(ended.id)
     file = place / "containers" / interrupted.id / "process.json"
+    async with asyncio.timeout(10):
+        # The machine "stops" only when the container has had its say.
+        while b"last words" not in (file.parent / "log").read_bytes():  # noqa: ASYNC110 -- a file
+            await asyncio.sleep(0.01)
     record = record_of(place, interrupted.id)
     file.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, boot_id="before")))
     second = make()
