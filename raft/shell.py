@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Protocol
 
@@ -135,7 +136,7 @@ class _Waiting(msgspec.Struct, gc=False):
     after: list[Message]
 
 
-class Shell:
+class Shell(ABC):
     """See the module."""
 
     def __init__(
@@ -501,9 +502,9 @@ class Shell:
             for to, heartbeat in held.items():
                 self._send(to, encode([heartbeat]), Way.CONTROL)
 
+    @abstractmethod
     def _offer(self, install: Install) -> None:
-        """Send a snapshot; the next layer knows how."""
-        raise NotImplementedError
+        """Send a snapshot; `shipping.py` knows how."""
 
     # Committed entries.
 
