@@ -2,6 +2,8 @@
 .PHONY: setup demo test check fmt sim bench torture gen clean unit integration
 
 PY := .venv/bin/python
+# The docker client that `setup` may have put there, behind one that the machine has.
+export PATH := $(PATH):$(CURDIR)/.venv/bin
 NAME ?= start
 SEEDS ?= 20
 MINUTES ?= 10

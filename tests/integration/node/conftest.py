@@ -126,6 +126,8 @@ def rootfs(tmp_path_factory):
 @pytest.fixture
 def bare_node():
     """A host whose daemon is not started."""
+    if shutil.which("docker") is None:
+        pytest.skip("the stock docker client is not on PATH (make setup puts one into .venv)")
     root = Path(tempfile.mkdtemp(prefix="swt-"))
     node = NodeUnderTest(root)
     try:
