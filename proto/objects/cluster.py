@@ -64,6 +64,20 @@ class NodeDescription(Stored, frozen=True):
     generic: tuple[GenericResource, ...] = ()
 
 
+class TLSInfo(Stored, frozen=True):
+    """Which authority issued what a node shows: by it a change of the root is followed.
+
+    Attributes:
+        trust_root_digest: hexadecimal SHA-256 of the root certificate's PEM that the node trusts.
+        issuer_subject: DER of the issuer's name, in base 64.
+        issuer_public_key: DER (SubjectPublicKeyInfo) of the issuer's key, in base 64.
+    """
+
+    trust_root_digest: str = ""
+    issuer_subject: str = ""
+    issuer_public_key: str = ""
+
+
 class NodeStatus(Stored, frozen=True):
     """What the manager knows of a node now."""
 
@@ -92,6 +106,12 @@ class Node(Stored, frozen=True):
     status: NodeStatus = NodeStatus()
     manager_status: ManagerStatus | None = None
     role: NodeRole = NodeRole.WORKER
+    # Of the newest certificate that was issued to the node; `None` before the first.
+    tls_info: TLSInfo | None = None
+    # When that certificate ends, seconds since the epoch; 0 before the first.
+    certificate_until: float = 0.0
+    # When the node was last seen to go DOWN; 0 while it is not. After a day its tasks are ORPHANED.
+    down_since: float = 0.0
 
 
 class UpdateStatus(Stored, frozen=True):
@@ -184,6 +204,33 @@ class JoinTokens(Stored, frozen=True):
         return "JoinTokens(hidden)"
 
 
+class RootRotation(Stored, frozen=True):
+    """A root certificate that is to take the place of the present one; never logged.
+
+    Attributes:
+        certificate_pem: the new root.
+        key_pem: its key; "" when an external authority has it.
+        cross_signed_pem: the new root's key signed by the old root, so that nodes which trust
+            only the old one accept certificates of the new one.
+    """
+
+    certificate_pem: str = ""
+    key_pem: str = ""
+    cross_signed_pem: str = ""
+
+    @override
+    def __repr__(self) -> str:
+        """Hide the key."""
+        return "RootRotation(hidden)"
+
+
+class RemovedNode(Stored, frozen=True):
+    """A node that was removed, kept until no certificate of it can be valid any more."""
+
+    id: NodeID
+    certificate_until: float = 0.0
+
+
 class Cluster(Stored, frozen=True):
     """The one row that holds what belongs to the whole cluster."""
 
@@ -199,6 +246,10 @@ class Cluster(Stored, frozen=True):
     default_address_pool: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 24
     data_path_port: int = 4789
+    root_rotation: RootRotation | None = None
+    # `ClusterSpec.ca_force_rotate` of the last rotation that was begun.
+    last_forced_rotation: int = 0
+    removed_nodes: tuple[RemovedNode, ...] = ()
 
     @override
     def __repr__(self) -> str:

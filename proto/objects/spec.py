@@ -362,3 +362,7 @@ class ClusterSpec(Stored, frozen=True):
     external_cas: tuple[ExternalCA, ...] = ()
     auto_lock_managers: bool = False
     task_log_driver: Driver | None = None
+    # Counts the forced rotations of the root certificate that were asked for.
+    ca_force_rotate: int = 0
+    # A node is dead when it was not heard for so many heartbeats.
+    dispatcher_heartbeats_missed_max: int = 3
