@@ -241,12 +241,14 @@ class RaftNode(Shipping):
         storage.member_id = me.id
         node = cls(storage, me=me, settings=settings, clock=clock, rng=rng)
         node._known |= {peer.id: peer for peer in peers}
-        node._guarded(node._start)
-        # A lone member needs its disk for nothing but its first entry; if that fails it opens
-        # all the same, and says why it takes no changes.
-        while node._is_alone and not node._has_opened and node._disk_fault is None:
-            node._raise_failure()
-            await node._next_change()
+        try:
+            await node._open()
+        except BaseException:
+            try:
+                await node.close()
+            except SwarmError as error:
+                log.warning("log_not_closed", directory=str(storage.directory), error=str(error))
+            raise
         log.info(
             "log_opened",
             directory=str(storage.directory),
@@ -255,6 +257,22 @@ class RaftNode(Shipping):
             member_id=me.id,
         )
         return node
+
+    async def _open(self) -> None:
+        """Start, and if alone wait until we lead.
+
+        A lone member needs its disk for nothing but its first entry; if that fails it opens all
+        the same, and says why it takes no changes. What it holds must be readable, though.
+        """
+        self._guarded(self._start)
+        while self._is_alone and not self._has_opened:
+            self._raise_failure()
+            if self._disk_fault is not None:
+                if self._is_unreadable:
+                    raise self._disk_fault
+                if self._recovery is None:
+                    return
+            await self._next_change()
 
     @property
     def _has_opened(self) -> bool:
@@ -287,6 +305,7 @@ class RaftNode(Shipping):
         while self._is_alone and not self._proposals.is_idle and self._recovery is None:
             await self._next_change()
         self._is_closed = True
+        self._wake()
         refusal = self._refusal
         self._proposals.fail_queued(refusal)
         self._fail_placed(
@@ -657,14 +676,16 @@ class RaftNode(Shipping):
         while True:
             if not self._leading or self._is_closed or self._failure is not None:
                 raise self._refusal()
-            self._catch_up()
+            if self._catch_up():
+                # Only then: this wakes all others that wait, which would else wake us in turn.
+                self._guarded(self._pump)
+                continue
             outcome = self._core.propose_change(change())
             if isinstance(outcome, Accepted):
                 future: asyncio.Future[int] = self._loop.create_future()
                 self._changes[outcome.last] = future
                 self._guarded(self._pump)
                 return await future
-            self._guarded(self._pump)
             if isinstance(outcome, NotLeader):
                 raise NotLeaderError(self._leader_address())
             if outcome.code not in _REPEATED:

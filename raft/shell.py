@@ -201,6 +201,7 @@ class Shell(ABC):
         self._disk_fault: SwarmError | None = None
         self._recovery_seconds = RECOVERY_SECONDS_FIRST
         self._recovery: asyncio.Task[None] | None = None
+        self._is_unreadable = False
         self._failure: SwarmError | None = None
         self._is_closed = False
         self._save_mutex = asyncio.Lock()
@@ -254,16 +255,16 @@ class Shell(ABC):
         self._catch_up()
         self._pump()
 
-    def _catch_up(self) -> None:
-        """Let the ticks pass that are due."""
+    def _catch_up(self) -> bool:
+        """Let the ticks pass that are due; tell whether there were any."""
         # A timer may come a moment early.
         now = self._clock.monotonic() + EARLY_SECONDS
         if now < self._tick_at:
-            return
+            return False
         seconds = self._settings.tick_seconds
         if self._is_alone:
             self._tick_at = now + seconds
-            return
+            return False
         due = int((now - self._tick_at) / seconds) + 1
         self._tick_at += due * seconds
         core = self._core
@@ -272,6 +273,7 @@ class Shell(ABC):
         due = min(due, 2 * self._config.election_ticks) if core.is_leader else 1
         for _ in range(due):
             core.tick()
+        return True
 
     def _arm_timer(self) -> None:
         """Keep the ticks going while there is anybody to keep them for."""
@@ -745,7 +747,11 @@ class Shell(ABC):
             except (SwarmError, OSError) as error:
                 self._disk_fault = error if isinstance(error, SwarmError) else self._disk_fault
                 log.error("log_not_reopened", error=str(error))  # noqa: TRY400 -- one line
+                # Whoever waits for what was under way waits in vain: it may take for ever.
+                self._is_unreadable = True
+                self._wake()
                 continue
+            self._is_unreadable = False
             storage.member_id = self._me.id
             self._storage = storage
             self._core = self._new_core(storage.stored)

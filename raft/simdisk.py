@@ -49,6 +49,7 @@ class SimFiles(Files):
         room_bytes: how many bytes still fit; None without a limit. Cutting gives nothing back.
         fail_sync: syncs of files fail with EIO while it is set.
         fail_directory_sync: syncs of directories fail with EIO while it is set.
+        fail_read: nothing can be read while it is set.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -67,6 +68,7 @@ class SimFiles(Files):
         self.room_bytes: int | None = None
         self.fail_sync = False
         self.fail_directory_sync = False
+        self.fail_read = False
 
     def step(self, generation: int | None = None) -> None:
         """Count an operation; stop if it is the one."""
@@ -93,6 +95,10 @@ class SimFiles(Files):
     def is_stopped(self) -> bool:
         """Whether the chosen operation was reached."""
         return 0 <= self.crash_at <= self.operations
+
+    def is_locked(self, path: Path) -> bool:
+        """Whether somebody holds a lock."""
+        return path in self._locks
 
     def kill_process(self) -> None:
         """Take locks and handles away; the kernel keeps what it was given, synced or not."""
@@ -122,6 +128,7 @@ class SimFiles(Files):
         self.room_bytes = None
         self.fail_sync = False
         self.fail_directory_sync = False
+        self.fail_read = False
 
     def _listing(self, directory: Path) -> dict[Path, _Node]:
         return {path: node for path, node in self._names.items() if path.parent == directory}
@@ -176,6 +183,7 @@ class SimFiles(Files):
 
     @override
     def names(self, directory: Path) -> list[str]:
+        self._check_readable()
         return sorted(path.name for path in self._names if path.parent == directory)
 
     @override
@@ -199,7 +207,12 @@ class SimFiles(Files):
 
     @override
     def read(self, path: Path) -> BinaryIO:
+        self._check_readable()
         return io.BytesIO(self._node(path).seen)
+
+    def _check_readable(self) -> None:
+        if self.fail_read:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _node(self, path: Path) -> _Node:
         if path not in self._names:

@@ -190,6 +190,19 @@ class Peer:
         self.lanes: list[SimLane] = []
         self.slow_seconds = 0.0
 
+    @property
+    def is_locked(self) -> bool:
+        """Tell whether somebody has the log open."""
+        return self.files.is_locked(HOME / "log.lock")
+
+    def live_tasks(self) -> list[str]:
+        """Name the tasks of members that still run, but for the test's own."""
+        return [
+            task.get_name()
+            for task in asyncio.all_tasks()
+            if "Shell" in task.get_coro().__qualname__
+        ]
+
     def disk_seconds(self) -> float:
         """Draw how long a job takes."""
         return self.rng.uniform(0.0002, 0.002) + self.slow_seconds
@@ -328,6 +341,10 @@ class Group:
 
     def __getitem__(self, name: str) -> Peer:
         return self.peers[name]
+
+    def new_peer(self, name: str) -> Peer:
+        """Set up a machine that is no member."""
+        return Peer(self, name)
 
     def is_open(self, source: str, target: str) -> bool:
         """Tell whether messages pass."""
