@@ -186,6 +186,7 @@ class Peer:
         self.keys = KeyRing.create(HOME, self.rng.randbytes, files=self.files)
         self.node: RaftNode | None = None
         self.machine = Machine()
+        self.wire: Wire | None = None
         self.life = 0
         self.lanes: list[SimLane] = []
         self.slow_seconds = 0.0
@@ -234,7 +235,8 @@ class Peer:
             if entry.data:
                 self.machine.entries.append(entry.data)
         node.attach(self.machine)
-        node.connect(Wire(self))
+        self.wire = Wire(self)
+        node.connect(self.wire)
         self.node = node
         return node
 
@@ -282,9 +284,12 @@ class Wire:
         self.peer = peer
         self.life = peer.life
         self.linked: dict[str, str] = {}
+        self.ever_linked: set[str] = set()
+        self.snapshots_begun = 0
 
     def set_peer(self, node_id: str, address: str) -> None:
         """Note it."""
+        self.ever_linked.add(node_id)
         self.linked[node_id] = address
 
     def remove_peer(self, node_id: str) -> None:
@@ -298,6 +303,7 @@ class Wire:
 
     async def send_snapshot(self, node_id: str, header: bytes, chunks: Any) -> None:
         """Deliver whole, or not."""
+        self.snapshots_begun += 1
         group = self.peer.group
         target = group.peers[node_id]
 
