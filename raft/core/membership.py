@@ -18,6 +18,8 @@ from raft.core.quorum import majority
 from raft.core.values import Entries, HardState, Member, Membership, RaftID, RefusalCode, Refused
 
 BOOTSTRAP_TERM = 1
+# So many of the numbers that left are remembered; `DESIGN.md` says why older ones do no harm.
+REMOVED_MAX = 256
 
 
 class AddLearner(msgspec.Struct, frozen=True):
@@ -99,8 +101,7 @@ def changed(  # noqa: C901, PLR0911 -- one for each way to make no sense
         case Readdress():
             changed_member = msgspec.structs.replace(member, address=change.address)
         case Remove():
-            removed = tuple(sorted((*membership.removed, member.id)))
-            return Membership(others, removed)
+            return Membership(others, _with_removed(membership, (member.id,)))
         case _:
             assert_never(change)
     return _with(membership, others, changed_member)
@@ -161,8 +162,8 @@ def force_new_cluster(
         The hard state and the one entry to append before the next start.
     """
     term = hard_state.term + 1
-    gone = {member.id for member in membership.members} - {survivor.id}
-    removed = tuple(sorted({*membership.removed, *gone} - {survivor.id}))
+    gone = tuple(member.id for member in membership.members if member.id != survivor.id)
+    removed = tuple(left for left in _with_removed(membership, gone) if left != survivor.id)
     after = Membership((msgspec.structs.replace(survivor, is_voter=True),), removed)
     index = last_index + 1
     entries = Entries(index, [encode_membership(after)], ((index, term),), (index,))
@@ -172,6 +173,12 @@ def force_new_cluster(
 def _with(membership: Membership, others: tuple[Member, ...], member: Member) -> Membership:
     members = tuple(sorted((*others, member), key=lambda each: each.id))
     return Membership(members, membership.removed)
+
+
+def _with_removed(membership: Membership, gone: tuple[RaftID, ...]) -> tuple[RaftID, ...]:
+    """Return the numbers that left, these last; the oldest are forgotten."""
+    removed = (*membership.removed, *gone)
+    return removed[max(0, len(removed) - REMOVED_MAX) :]
 
 
 def _invalid(reason: str) -> Refused:

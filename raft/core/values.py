@@ -51,7 +51,7 @@ class Membership(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         members: ascending by number.
-        removed: the numbers that left; they are never given again and never listened to.
+        removed: the newest numbers that left, in that order; they are not listened to.
     """
 
     members: tuple[Member, ...] = ()

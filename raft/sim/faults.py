@@ -21,6 +21,8 @@ class Faults:
         self._world = world
         self._is_over = False
         self._partner = 0
+        # Numbers are never given again, also when the group has forgotten them.
+        self._left: set[RaftID] = set()
         self._choice: list[Callable[[], None]] = []
         for name, weight in world.scenario.faults:
             self._choice += [getattr(self, name)] * weight
@@ -312,6 +314,8 @@ class Faults:
         joining = self._world.hosts[change.member_id]
         if joining.core is None and not joining.incarnation:
             joining.start()
+        if isinstance(change, Remove):
+            self._left.add(change.member_id)
         host.core.propose_change(change)
         host.work()
 
@@ -340,7 +344,7 @@ class Faults:
                 options += [Remove(member.id), Demote(member.id)]
         for number in world.hosts:
             host_id = RaftID(number)
-            if membership.find(host_id) is None and host_id not in membership.removed:
+            if membership.find(host_id) is None and host_id not in self._left:
                 options += [AddLearner(host_id)] * 2
         if membership.members:
             options.append(Readdress(membership.members[0].id, f"at-{world.steps}"))
@@ -360,6 +364,7 @@ class Faults:
             others = [number for number in world.hosts if number != leader.id]
             follower = world.hosts[others[int(world.random() * len(others))]]
             if turn == 0 and len(others) > 2:  # noqa: PLR2004 -- two must be left
+                self._left.add(follower.id)
                 leader.core.propose_change(Remove(follower.id))
                 leader.work()
             else:

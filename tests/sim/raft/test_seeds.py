@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from raft.core import membership
 from raft.sim.bugs import BUGS
 from raft.sim.run import run_seed
 from raft.sim.scenarios import SCENARIOS, scenario_of
@@ -25,6 +26,15 @@ def test_the_core_passes(portion):
     for seed in range(portion, SEEDS, PORTIONS):
         outcome = run_seed(seed)
         assert outcome.failure == "", f"python -m raft.sim --start {seed} --seeds 1"
+
+
+def test_safety_does_not_rest_on_knowing_who_left(monkeypatch):
+    """A group that forgets at once which numbers were removed passes as well."""
+    monkeypatch.setattr(membership, "REMOVED_MAX", 0)
+    changing = {"mixed", "members", "factions", "rejoin"}
+    for seed in range(SEEDS // 2):
+        if scenario_of(seed).name in changing:
+            assert run_seed(seed).failure == "", f"seed {seed}"
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -19,7 +19,7 @@ from raft.core import (
     encode_membership,
     force_new_cluster,
 )
-from raft.core.membership import changed, moves_voters, quorum_refusal
+from raft.core.membership import REMOVED_MAX, changed, moves_voters, quorum_refusal
 
 GROUP = Membership(
     (
@@ -40,7 +40,7 @@ def test_changes_do_what_they_say():
     assert added.find(RaftID(3)).address == "c:1"
     assert changed(GROUP, Promote(RaftID(5))).voters == (1, 2, 5)
     assert changed(GROUP, Demote(RaftID(1))).voters == (2,)
-    assert changed(GROUP, Remove(RaftID(1))).removed == (1, 4)
+    assert changed(GROUP, Remove(RaftID(1))).removed == (4, 1)
     moved = changed(GROUP, Readdress(RaftID(1), "b:2")).find(RaftID(1))
     assert (moved.address, moved.node_id, moved.is_voter) == ("b:2", "a", True)
 
@@ -104,4 +104,26 @@ def test_force_new_cluster_leaves_one():
     assert (entries.first, entries.term(13), entries.changes) == (13, 7, (13,))
     after = decode_membership(entries.data[0])
     assert after.voters == (7,)
-    assert after.removed == (1, 2, 4, 5)
+    assert after.removed == (4, 1, 2, 5)
+
+
+def test_the_newest_removed_numbers_are_remembered():
+    """So many and no more, in the order in which they left: a membership stays small for ever."""
+    membership = Membership((Member(RaftID(1), is_voter=True),))
+    for number in range(2, REMOVED_MAX + 102):
+        membership = changed(membership, AddLearner(RaftID(number)))
+        membership = changed(membership, Remove(RaftID(number)))
+        assert len(membership.removed) == min(number - 1, REMOVED_MAX)
+    assert membership.removed == tuple(range(102, REMOVED_MAX + 102))
+    large = Membership(membership.members, tuple((1 << 48) - n for n in range(REMOVED_MAX)))
+    assert len(encode_membership(large)) < 10 * REMOVED_MAX
+
+
+def test_a_forced_group_remembers_the_numbers_that_it_left_behind():
+    """They are the newest, so it is older ones that are forgotten."""
+    old = tuple(RaftID(number) for number in range(100, 100 + REMOVED_MAX))
+    membership = Membership(GROUP.members, old)
+    survivor = Member(RaftID(7), is_voter=True)
+    _, entries = force_new_cluster(HardState(6, RaftID(2), 3), 12, membership, survivor)
+    after = decode_membership(entries.data[0])
+    assert after.removed == (*old[3:], 1, 2, 5)
