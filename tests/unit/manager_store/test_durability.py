@@ -1,9 +1,10 @@
-"""The store on the real one-member log: encrypted, synced, restarted."""
+"""The store on the real log of a lone member: encrypted, synced, restarted."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from manager.store import Store
 from proto.ids import ClusterID
 from proto.objects import Cluster, ClusterSpec, Task
 from raft.keys import KeyRing
-from raft.single import SingleLog
+from raft.node import RaftNode
 
 replace = msgspec.structs.replace
 
@@ -33,7 +34,8 @@ async def test_what_was_acknowledged_is_there_after_a_crash(
     """
     home = tmp_path / "0"
     keys = KeyRing.create(home, os.urandom, None)
-    log = SingleLog.open(home, keys)
+    settings = {"node_id": "n", "address": "n:1", "clock": clock, "rng": random.Random(1)}
+    log = await RaftNode.create(home, keys, **settings)
     store = Store.open(log, clock)
     spec = ClusterSpec(raft_snapshot_interval=15)
     await store.update(lambda tx: tx.create(Cluster(id=ClusterID("c"), spec=spec)))
@@ -57,7 +59,7 @@ async def test_what_was_acknowledged_is_there_after_a_crash(
         keys.close()
         home = after_crash
         keys = KeyRing.open(home, None)
-        log = SingleLog.open(home, keys)
+        log = await RaftNode.open(home, keys, **settings)
         store = Store.open(log, clock)
         store.check()
         assert rows_of(store) == expected
