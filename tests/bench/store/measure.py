@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -33,7 +34,7 @@ from proto.objects import (
 )
 from proto.states import TaskState
 from raft.keys import KeyRing
-from raft.single import SingleLog
+from raft.node import RaftNode
 
 replace = msgspec.structs.replace
 
@@ -217,7 +218,13 @@ async def measure_disk(services: int, per_service: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "raft"
         keys = KeyRing.create(directory, os.urandom, None)
-        log = SingleLog.open(directory, keys)
+        options: dict[str, Any] = {
+            "node_id": "n",
+            "address": "n:1",
+            "clock": SystemClock(),
+            "rng": random.SystemRandom(),
+        }
+        log = await RaftNode.create(directory, keys, **options)
         store = Store.open(log, SystemClock())
         rng = random.Random(1)
         start = time.perf_counter()
@@ -231,7 +238,7 @@ async def measure_disk(services: int, per_service: int) -> None:
             await store.close()
             await log.close()
             start = time.perf_counter()
-            log = SingleLog.open(directory, keys)
+            log = await RaftNode.open(directory, keys, **options)
             store = Store.open(log, SystemClock())
             seconds = time.perf_counter() - start
             print(

@@ -1,4 +1,4 @@
-"""Measure the one-member log: `python tests/bench/log.py [DIRECTORY]` prints one line of JSON.
+"""Measure a lone member's log: `python tests/bench/lone.py [DIRECTORY]` prints one line of JSON.
 
 Commits per second of 200-byte entries (encrypted, synced) with 1 and 64 callers, the median wait of
 one caller beside that of a bare sync, and the time to open and read back 100,000 entries.
@@ -10,18 +10,23 @@ import asyncio
 import json
 import logging
 import os
-import resource
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from proto.clock import SystemClock
+from raft.core import Entries, HardState
 from raft.keys import KeyRing
-from raft.single import SingleLog
+from raft.listener import Deaf
+from raft.node import RaftNode
+from raft.storage import Storage, Write
 
 ENTRY = bytes(range(200))
 RESTART_ENTRIES = 100_000
@@ -33,20 +38,25 @@ def bare_sync_seconds(directory: Path, rounds: int = 300) -> float:
     with (directory / "bare").open("wb", buffering=0) as file:
         for _ in range(rounds):
             start = time.perf_counter()
-            file.write(bytes(243))
+            file.write(bytes(265))
             os.fdatasync(file.fileno())
             waits.append(time.perf_counter() - start)
     return statistics.median(waits)
 
 
-async def caller(log: SingleLog, until: float, waits: list[float]) -> None:
+def options() -> dict[str, Any]:
+    """Return what a member needs beside its directory and keys."""
+    return {"node_id": "n", "address": "n:1", "clock": SystemClock(), "rng": random.SystemRandom()}
+
+
+async def caller(log: RaftNode, until: float, waits: list[float]) -> None:
     """Propose one entry after the other."""
     while (start := time.perf_counter()) < until:
         await log.propose(ENTRY)
         waits.append(time.perf_counter() - start)
 
 
-async def commits(log: SingleLog, callers: int, seconds: float) -> tuple[float, float]:
+async def commits(log: RaftNode, callers: int, seconds: float) -> tuple[float, float]:
     """Return commits per second and the median wait."""
     waits: list[float] = []
     start = time.perf_counter()
@@ -54,35 +64,52 @@ async def commits(log: SingleLog, callers: int, seconds: float) -> tuple[float, 
     return len(waits) / (time.perf_counter() - start), statistics.median(waits)
 
 
-def fill(log: SingleLog, entries: int) -> None:
+def fill(directory: Path, keys: KeyRing, entries: int) -> None:
     """Write entries in records of one: the slowest to read back."""
-    for _ in range(entries):
-        log._wal.append([ENTRY])
-    log._last_index = log._durable_index = log._wal.last_index
+    storage = Storage.open(directory, keys)
+    member_id, term = storage.member_id, storage.hard_state.term
+    for index in range(storage.last_index + 1, storage.last_index + 1 + entries):
+        hard_state = HardState(term, member_id, index - 1)
+        storage.write([Write(hard_state, Entries(index, [ENTRY], ((index, term),)))])
+    storage.close()
 
 
-def restart(directory: Path) -> dict[str, float]:
+def peak_mib() -> float:
+    """Return the most memory that this process had: `getrusage` would tell its parent's too."""
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text("ascii").splitlines()
+        if line.startswith("VmHWM:")
+    ]
+    return int(line.split()[1]) / 1024
+
+
+async def restart(directory: Path) -> dict[str, float]:
     """Open and read back in a fresh process."""
     keys = KeyRing.open(directory)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     start = time.perf_counter()
-    log = SingleLog.open(directory, keys)
+    log = await RaftNode.open(directory, keys, **options())
     opened = time.perf_counter()
-    count = sum(1 for _ in log.restore()[1])
+    count = sum(1 for entry in log.restore()[1] if entry.data)
     end = time.perf_counter()
-    assert count == log.last_index
+    assert count == RESTART_ENTRIES
+    await log.close()
+    keys.close()
     return {
         "restart_entries": count,
         "restart_open_seconds": round(opened - start, 3),
         "restart_seconds": round(end - start, 3),
-        "restart_grown_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10,
+        "restart_grown_mib": round(peak_mib() - before),
     }
 
 
 async def measure(directory: Path) -> dict[str, float]:
     """Run all of it."""
     keys = KeyRing.create(directory)
-    log = SingleLog.open(directory, keys)
+    log = await RaftNode.create(directory, keys, **options())
+    list(log.restore()[1])
+    log.attach(Deaf())
     bare = bare_sync_seconds(directory)
     c1, c1_wait = await commits(log, 1, 2)
     c64, c64_wait = await commits(log, 64, 2)
@@ -100,9 +127,8 @@ async def measure(directory: Path) -> dict[str, float]:
 async def prepare(directory: Path) -> None:
     """Make a log of 100,000 records."""
     keys = KeyRing.create(directory)
-    log = SingleLog.open(directory, keys)
-    fill(log, RESTART_ENTRIES)
-    await log.close()
+    await (await RaftNode.create(directory, keys, **options())).close()
+    fill(directory, keys, RESTART_ENTRIES)
     keys.close()
 
 
@@ -111,7 +137,7 @@ def main() -> None:
     quiet = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=quiet)
     if sys.argv[1:2] == ["--restart"]:
-        print(json.dumps(restart(Path(sys.argv[2]))))
+        print(json.dumps(asyncio.run(restart(Path(sys.argv[2])))))
         return
     parent = sys.argv[1] if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory(dir=parent) as name:
@@ -119,7 +145,7 @@ def main() -> None:
         asyncio.run(prepare(Path(name) / "restart"))
         command = [sys.executable, __file__, "--restart", str(Path(name) / "restart")]
         output = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
-        print(json.dumps({**figures, **json.loads(output)}))
+        print(json.dumps({"name": "lone", **figures, **json.loads(output)}))
 
 
 if __name__ == "__main__":
