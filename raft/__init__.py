@@ -1,1 +1,1 @@
-"""The replicated log: an encrypted write-ahead log and snapshots, with one member for now."""
+"""The replicated log: consensus, an encrypted write-ahead log and snapshots."""

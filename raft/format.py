@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import msgspec
@@ -33,7 +33,6 @@ MAGIC_SNAPSHOT = b"SWMS"
 MAGIC_SYNCED = b"SWMW"
 SALT_BYTES = 16
 TAG_BYTES = 16
-KIND_ENTRIES = 1
 KIND_STATES = 2
 FRAME_CHUNK = 1
 FRAME_FINAL = 2
@@ -51,7 +50,6 @@ _RECORD_HEADER = struct.Struct(">BBII")
 _CRC = struct.Struct(">I")
 _NONCE = struct.Struct(">IQ")
 _SEQUENCE = struct.Struct(">Q")
-_BATCH = struct.Struct(">BQ")
 _LENGTH = struct.Struct(">I")
 # kind, length of the sealed part; then the CRC.
 _FRAME_HEADER = struct.Struct(">BI")
@@ -62,8 +60,7 @@ FILE_HEADER_BYTES = _FILE_HEADER.size + _CRC.size
 RECORD_HEADER_BYTES = _RECORD_HEADER.size + _CRC.size
 FRAME_HEADER_BYTES = _FRAME_HEADER.size + _CRC.size
 SYNCED_BYTES = _SYNCED.size + _CRC.size
-RECORD_OVERHEAD_BYTES = RECORD_HEADER_BYTES + TAG_BYTES + _BATCH.size
-ENTRY_OVERHEAD_BYTES = _LENGTH.size
+RECORD_OVERHEAD_BYTES = RECORD_HEADER_BYTES + TAG_BYTES
 
 
 class DamagedError(Exception):
@@ -131,21 +128,17 @@ _STATES_DECODER = msgspec.msgpack.Decoder(States)
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A decoded record: either entries of a log without terms, or a member's states.
+    """A decoded record.
 
     Attributes:
         offset: where in the file it starts.
         end: where it ends.
-        first_index: the index of the first entry; 0 with states.
-        entries: their data; empty with states.
-        states: the states; None with entries.
+        states: what it holds.
     """
 
     offset: int
     end: int
-    first_index: int
-    entries: tuple[bytes, ...]
-    states: States | None = None
+    states: States
 
 
 class Synced(msgspec.Struct, frozen=True):
@@ -206,36 +199,21 @@ def file_cipher(data_key: bytes, header: FileHeader) -> AESGCM:
     return AESGCM(HKDF(algorithm=SHA256(), length=32, salt=header.salt, info=info).derive(data_key))
 
 
-def encode_batch(
-    cipher: AESGCM, key_id: int, sequence: int, first_index: int, entries: Sequence[bytes]
-) -> tuple[bytes, bytes]:
-    """Seal entries as the record with this number in its file.
-
-    Returns:
-        The header and the sealed part, to be written one after the other.
-    """
-    parts = [_BATCH.pack(KIND_ENTRIES, first_index)]
-    for data in entries:
-        parts.append(_LENGTH.pack(len(data)))
-        parts.append(data)
-    return _seal_record(cipher, key_id, sequence, b"".join(parts))
-
-
 def pack_states(states: States) -> bytes:
     """Return the content of a record, to be sealed by `encode_states`."""
     return _KIND_STATES + _STATES_ENCODER.encode(states)
 
 
 def encode_states(cipher: AESGCM, key_id: int, sequence: int, packed: bytes) -> tuple[bytes, bytes]:
-    """Seal what `pack_states` returned as the record with this number in its file."""
-    return _seal_record(cipher, key_id, sequence, packed)
+    """Seal what `pack_states` returned as the record with this number in its file.
 
-
-def _seal_record(cipher: AESGCM, key_id: int, sequence: int, plain: bytes) -> tuple[bytes, bytes]:
-    length = len(plain) + TAG_BYTES
+    Returns:
+        The header and the sealed part, to be written one after the other.
+    """
+    length = len(packed) + TAG_BYTES
     assert length <= RECORD_BYTES_MAX
     header = _with_crc(_RECORD_HEADER.pack(ALGORITHM_AES_256_GCM, VERSION, key_id, length))
-    sealed = cipher.encrypt(_NONCE.pack(0, sequence), plain, header + _SEQUENCE.pack(sequence))
+    sealed = cipher.encrypt(_NONCE.pack(0, sequence), packed, header + _SEQUENCE.pack(sequence))
     assert len(sealed) == length
     return header, sealed
 
@@ -255,30 +233,15 @@ def _decode_batch(plain: bytes, offset: int, end: int) -> Batch:
     unknown = DamagedError(
         offset, "the record is of a kind not known to this program", is_authentic=True
     )
-    if plain[:1] == _KIND_STATES:
-        try:
-            states = _STATES_DECODER.decode(memoryview(plain)[1:])
-        except msgspec.DecodeError:
-            raise unknown from None
-        if not states.steps:
-            raise unknown
-        return Batch(offset=offset, end=end, first_index=0, entries=(), states=states)
-    if len(plain) < _BATCH.size or plain[0] != KIND_ENTRIES:
+    if plain[:1] != _KIND_STATES:
         raise unknown
-    first_index = _BATCH.unpack_from(plain)[1]
-    entries = []
-    place = _BATCH.size
-    while place < len(plain):
-        start = place + _LENGTH.size
-        if start > len(plain):
-            raise unknown
-        place = start + _LENGTH.unpack_from(plain, place)[0]
-        if place > len(plain):
-            raise unknown
-        entries.append(plain[start:place])
-    if not entries:
+    try:
+        states = _STATES_DECODER.decode(memoryview(plain)[1:])
+    except msgspec.DecodeError:
+        raise unknown from None
+    if not states.steps:
         raise unknown
-    return Batch(offset=offset, end=end, first_index=first_index, entries=tuple(entries))
+    return Batch(offset=offset, end=end, states=states)
 
 
 def read_batches(stream: BinaryIO, cipher: AESGCM, key_id: int) -> Iterator[Batch]:

@@ -60,15 +60,14 @@ class Inspection:
                 else:
                     chunks += 1
                     size += len(plain)
+            told = describe_snapshot(path, about)
         except CorruptError as error:
             return f"snapshot {path.name}:\n{self._damage(path, error)}"
         index = int(path.stem, 16)
-        line = f"snapshot {path.name}: state at entry {index}, {chunks} chunks, {size} bytes"
-        if about:
-            told = describe_snapshot(path, about)
-            origin = ", sent by a leader" if told.is_installed else ""
-            line += f"; term {told.snapshot.term}{origin}"
-        return line
+        return (
+            f"snapshot {path.name}: state at entry {index}, {chunks} chunks, {size} bytes; "
+            f"term {told.snapshot.term}{', sent by a leader' if told.is_installed else ''}"
+        )
 
     def _segment_lines(self, path: Path, *, with_records: bool) -> Iterator[str]:
         try:
@@ -104,21 +103,15 @@ class Inspection:
 
 
 def _runs(batch: layout.Batch) -> list[Entries]:
-    """Return the entries of a record, whatever its kind."""
-    if batch.states is None:
-        return [Entries(batch.first_index, list(batch.entries), ())]
+    """Return the entries of a record."""
     return [step.entries for step in batch.states.steps if step.entries is not None]
 
 
 def _told(batch: layout.Batch, runs: list[Entries]) -> str:
     """Say what a record holds, but not its content."""
-    parts = []
-    if batch.states is not None:
-        last = batch.states.steps[-1].hard_state
-        parts.append(
-            f"member {batch.states.member_id}, term {last.term}, vote {last.vote or 'none'}, "
-            f"commit {last.commit}"
-        )
+    last = batch.states.steps[-1].hard_state
+    member = f"member {batch.states.member_id}, term {last.term}"
+    parts = [f"{member}, vote {last.vote or 'none'}, commit {last.commit}"]
     for run in runs:
         sizes = ", ".join(str(len(data)) for data in run.data)
         terms = "".join(f", term {term} from {first}" for first, term in run.terms)

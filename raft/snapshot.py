@@ -30,13 +30,13 @@ class Snapshot(msgspec.Struct, frozen=True):
         path: where it is.
         index: the last entry that it contains.
         key_id: the data key that it needs.
-        about: what its writer said of it; empty without.
+        about: what its writer said of it; empty only if another version wrote it.
     """
 
     path: Path
     index: int
     key_id: int
-    about: bytes = b""
+    about: bytes
 
 
 def snapshot_path(directory: Path, index: int) -> Path:
@@ -126,7 +126,7 @@ class SnapshotWriter:
         *,
         files: Files,
         rng_bytes: RandomBytes,
-        about: bytes = b"",
+        about: bytes,
         temporary_name: str = "",
     ) -> None:
         """Prepare; touches no file.
@@ -167,11 +167,9 @@ class SnapshotWriter:
         if self._files.exists(self._temporary):
             self._files.remove(self._temporary)
         self._file = self._files.create(self._temporary)
-        parts = [layout.encode_file_header(self._header)]
-        if self._about:
-            parts.append(layout.encode_about_frame(self._cipher, self._about))
-            self._frames = 1
-        write_all(self._file, parts)
+        about = layout.encode_about_frame(self._cipher, self._about)
+        self._frames = 1
+        write_all(self._file, [layout.encode_file_header(self._header), about])
 
     def write(self, chunks: Sequence[bytes]) -> None:
         """Add chunks.

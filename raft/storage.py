@@ -11,8 +11,6 @@ threads of its own. Invariants beside theirs:
 * an installed snapshot is in place before the log is begun anew after it. A crash in between is
   finished at the next start: its description says that it came from elsewhere, so a log that ends
   before it, or holds something else at its index, is void.
-
-A directory of the one-member log (entries without terms) is read as a log of term 1.
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ WAL_NAME = "wal"
 SNAPSHOTS_NAME = "snapshots"
 # Entries of more bytes than this are spread over several records.
 RECORD_PART_BYTES = 8 << 20
-_LEGACY_TERM = 1
 
 
 class About(msgspec.Struct, frozen=True, array_like=True):
@@ -80,7 +77,7 @@ class Stored(msgspec.Struct, frozen=True):
     """What was found at the start: the arguments of a core.
 
     Attributes:
-        member_id: whose log it is; nobody's if it is empty or of a one-member log.
+        member_id: whose log it is; nobody's if it is empty.
         hard_state: the newest.
         snapshot: the description of the newest; index 0 without one.
         entries: what the log holds; None if empty.
@@ -99,7 +96,7 @@ class Stored(msgspec.Struct, frozen=True):
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing at all."""
-        return self.member_id == NOBODY and self.last_index == 0
+        return self.member_id == NOBODY
 
 
 class _Reader:
@@ -121,15 +118,8 @@ class _Reader:
         """Take the next record."""
         if batch.offset == layout.FILE_HEADER_BYTES and segment_index != self.last + 1:
             self._clear(segment_index)
-        states = batch.states
-        if states is None:
-            entries = list(batch.entries)
-            first = batch.first_index
-            self.add(Entries(first, entries, ((first, _LEGACY_TERM),)))
-            self.hard_state = HardState(_LEGACY_TERM, NOBODY, self.last)
-            return
-        self.member_id = states.member_id
-        for step in states.steps:
+        self.member_id = batch.states.member_id
+        for step in batch.states.steps:
             self.hard_state = step.hard_state
             if step.entries is not None:
                 self.add(step.entries)
@@ -271,6 +261,10 @@ class Storage:
         )
         entries = reader.entries()
         self.member_id = reader.member_id
+        if found is not None and self.member_id == NOBODY:
+            self._wal.abandon()
+            reason = "no record says whose log it is, but there is a snapshot"
+            raise CorruptError(str(self.directory / WAL_NAME), 0, reason)
         self.hard_state = _completed(reader.hard_state, about.snapshot, entries)
         is_void = about.is_installed and _is_void(about.snapshot, entries, reader.last)
         if is_void:
@@ -343,6 +337,7 @@ class Storage:
 
     def _append(self, steps: list[layout.State], last: int) -> None:
         if steps:
+            assert self.member_id != NOBODY, "whose log it is must be known before it is written"
             packed = layout.pack_states(layout.States(self.member_id, steps))
             self._wal.append_states(packed, last)
             self.hard_state = steps[-1].hard_state
@@ -468,11 +463,9 @@ def _as_swarm_error(directory: Path) -> Iterator[None]:
 
 
 def _about(found: snapshots.Snapshot | None) -> About:
-    """Return a snapshot's description; one of the one-member log has none."""
+    """Return a snapshot's description; without a snapshot that of the empty state."""
     if found is None:
         return About(Snapshot(), is_installed=False)
-    if not found.about:
-        return About(Snapshot(found.index, _LEGACY_TERM), is_installed=False)
     return describe_snapshot(found.path, found.about)
 
 

@@ -1,6 +1,7 @@
 """The write-ahead log: segment files of sealed records, appended and synced, never rewritten.
 
-This is a shell around `raft.format`; its methods block, so `raft.single` calls them in one thread.
+This is a shell around `raft.format`; its methods block, so they are called in one thread
+(`raft.storage` by `raft.shell`).
 Invariants:
 
 * at most one record is under way, it is the last one, and the next starts after its sync;
@@ -18,7 +19,7 @@ does not check is `CorruptError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -152,7 +153,7 @@ class Wal:
         rng_bytes: RandomBytes,
         snapshot_index: int = 0,
         may_skip: bool = False,
-        visit: Visit | None = None,
+        visit: Visit,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> Wal:
         """Check everything there is and cut a torn tail; the caller holds the directory's lock.
@@ -165,8 +166,7 @@ class Wal:
             snapshot_index: entries up to it are not needed.
             may_skip: the snapshot came from elsewhere: the log may end before it, or go on behind
                 it with other entries.
-            visit: gets each record, in order; without it, segments that hold nothing but entries
-                up to `snapshot_index` are dropped unread.
+            visit: gets each record, in order.
             segment_bytes: a new segment starts before one grows larger.
 
         Raises:
@@ -183,8 +183,6 @@ class Wal:
             path = directory / name
             wal._segments.append(Segment(path, read_segment_header(files, path)))
         wal._check_ends(synced, snapshot_index)
-        if visit is None:
-            wal._remove(wal.take_droppable(snapshot_index))
         skip = snapshot_index if may_skip else -1
         for segment in wal._segments[:-1]:
             wal._check(segment, None, skip, visit)
@@ -207,42 +205,6 @@ class Wal:
     def key_ids(self) -> set[int]:
         """The data keys that the segments need."""
         return {segment.header.key_id for segment in self._segments}
-
-    def entries(self, after: int) -> Iterator[tuple[int, bytes]]:
-        """Yield what was durable when called, from the entry after `after` on, one by one."""
-        return self._entries(after, list(self._segments), self.last_index)
-
-    def _entries(
-        self, after: int, segments: list[Segment], until: int
-    ) -> Iterator[tuple[int, bytes]]:
-        for segment in segments:
-            if segment.last_index <= after:
-                continue
-            try:
-                for batch in read_batches(self._files, segment.path, self._keys):
-                    for index, data in enumerate(batch.entries, batch.first_index):
-                        if index > until:
-                            return
-                        if index > after:
-                            yield index, data
-            except layout.DamagedError as error:
-                raise CorruptError(str(segment.path), error.offset, error.reason) from error
-
-    def append(self, entries: Sequence[bytes]) -> None:
-        """Write the next entries as one record and sync it.
-
-        Raises:
-            OSError: the disk is full or fails; nothing of it was kept.
-            UncertainError: it may have been kept; `cut` is tried again at the next call.
-        """
-        size = layout.RECORD_OVERHEAD_BYTES + sum(
-            len(data) + layout.ENTRY_OVERHEAD_BYTES for data in entries
-        )
-        segment, cipher = self._room_for(size)
-        header, sealed = layout.encode_batch(
-            cipher, segment.header.key_id, segment.records, segment.last_index + 1, entries
-        )
-        self._write(segment, header, sealed, segment.last_index + len(entries))
 
     def append_states(self, packed: bytes, last_index: int) -> None:
         """Write a member's states as one record and sync it.
@@ -405,7 +367,7 @@ class Wal:
             )
 
     def _check(
-        self, segment: Segment, synced: layout.Synced | None, skip: int, visit: Visit | None
+        self, segment: Segment, synced: layout.Synced | None, skip: int, visit: Visit
     ) -> None:
         """Read a segment through; cut its torn tail if it is the last one.
 
@@ -428,12 +390,8 @@ class Wal:
         mark = synced.offset if synced and synced.number == segment.header.number else 0
         try:
             for batch in read_batches(self._files, segment.path, self._keys):
-                if visit is None and batch.states is not None:
-                    reason = "it is a member's of a group, not a log of its own"
-                    raise CorruptError(str(segment.path), batch.offset, reason)
                 self._follow(segment, batch)
-                if visit is not None:
-                    visit(segment.header.index, batch)
+                visit(segment.header.index, batch)
         except layout.DamagedError as error:
             if not is_last or error.is_authentic or not self._is_torn(segment, mark):
                 raise CorruptError(str(segment.path), error.offset, error.reason) from error
@@ -446,17 +404,11 @@ class Wal:
     def _follow(segment: Segment, batch: layout.Batch) -> None:
         """Take a record into account; entries may only follow those that are there."""
         last = segment.last_index
-        if batch.states is None:
-            if batch.first_index != last + 1:
-                last = -1
-            else:
-                last += len(batch.entries)
-        else:
-            for step in batch.states.steps:
-                if step.entries is not None:
-                    last = step.entries.last if step.entries.first <= last + 1 else -1
-                if last < 0:
-                    break
+        for step in batch.states.steps:
+            if step.entries is not None:
+                last = step.entries.last if step.entries.first <= last + 1 else -1
+            if last < 0:
+                break
         if last < 0:
             reason = f"entry {segment.last_index + 1} is missing"
             raise CorruptError(str(segment.path), batch.offset, reason)
@@ -497,10 +449,6 @@ class Wal:
             finally:
                 file.close()
         self._files.sync_directory(self._directory)
-
-    def _remove(self, paths: list[Path]) -> None:
-        for path in paths:
-            self._files.remove(path)
 
     def _read_mark(self) -> layout.Synced | None:
         path = self._directory / SYNCED_NAME

@@ -10,10 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from raft import format as layout
+from raft.core import Entries, HardState, RaftID
 
 HEADER = layout.FileHeader(
     magic=layout.MAGIC_SEGMENT, key_id=7, number=3, index=1, salt=bytes(layout.SALT_BYTES)
 )
+ME = RaftID(7)
 CIPHER = layout.file_cipher(bytes(32), HEADER)
 entries_strategy = st.lists(st.binary(max_size=40), min_size=1, max_size=5)
 
@@ -23,7 +25,9 @@ def segment(batches: list[list[bytes]]) -> tuple[bytes, list[int]]:
     content, starts, index = layout.encode_file_header(HEADER), [], 1
     for sequence, entries in enumerate(batches):
         starts.append(len(content))
-        content += b"".join(layout.encode_batch(CIPHER, HEADER.key_id, sequence, index, entries))
+        step = layout.State(HardState(1, ME, index - 1), Entries(index, entries, ((index, 1),)))
+        packed = layout.pack_states(layout.States(ME, [step]))
+        content += b"".join(layout.encode_states(CIPHER, HEADER.key_id, sequence, packed))
         index += len(entries)
     return content, starts
 
@@ -32,7 +36,14 @@ def read(content: bytes) -> list[list[bytes]]:
     """Read a segment's records."""
     stream = io.BytesIO(content)
     stream.seek(layout.FILE_HEADER_BYTES)
-    return [list(batch.entries) for batch in layout.read_batches(stream, CIPHER, HEADER.key_id)]
+    return [entries_of(batch) for batch in layout.read_batches(stream, CIPHER, HEADER.key_id)]
+
+
+def entries_of(batch: layout.Batch) -> list[bytes]:
+    """Return the entries of a record with one step."""
+    (step,) = batch.states.steps
+    assert step.entries is not None
+    return step.entries.data
 
 
 @given(st.lists(entries_strategy, max_size=5))
@@ -85,7 +96,7 @@ def test_any_change_of_a_segment_is_found_and_nothing_false_is_read(batches, dat
     got: list[list[bytes]] = []
     with contextlib.suppress(layout.DamagedError):
         for batch in layout.read_batches(stream, CIPHER, HEADER.key_id):
-            got.append(list(batch.entries))  # noqa: PERF401 -- what came before the error counts
+            got.append(entries_of(batch))  # noqa: PERF401 -- what came before the error counts
     assert got == batches[: len(got)]
     assert len(got) < len(batches) or len(changed) > len(content)
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
+import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proto.errors import ResourceExhaustedError, SwarmError, UnavailableError
+from raft.entry import Entry
 from raft.keys import Kek, KeyRing
+from raft.listener import Deaf
+from raft.node import RaftNode, Settings
 from raft.simdisk import SimFiles
-from raft.single import SingleLog
 
 KEYS, LOG = Path("/node/keys"), Path("/node/log")
 
 action = st.one_of(
-    st.tuples(st.just("propose"), st.integers(1, 6), st.integers(0, 900)),
+    st.tuples(st.just("propose"), st.integers(1, 6), st.integers(1, 900)),
     st.tuples(st.just("snapshot"), st.integers(0, 3), st.integers(0, 3000)),
     st.tuples(st.just("rotate data key"), st.just(0), st.just(0)),
     st.tuples(st.just("rotate kek"), st.integers(0, 2), st.just(0)),
@@ -32,11 +36,25 @@ action = st.one_of(
 )
 
 
-class Model:
-    """The log, and the list that it must equal.
+class Clock:
+    """The loop's time."""
 
-    `entries[:durable]` was acknowledged; what follows was proposed last and may be there or not.
+    def wall(self) -> float:
+        """Return a date."""
+        return 1_700_000_000.0
+
+    def monotonic(self) -> float:
+        """Return the loop's time."""
+        return asyncio.get_running_loop().time()
+
+
+class Model(Deaf):
+    """A lone member, and the list that its log must equal.
+
+    `entries` was acknowledged, or told; `unsure` was proposed last and may be there or not.
     """
+
+    log: RaftNode
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -44,16 +62,30 @@ class Model:
         self.kek: Kek | None = None
         self.old_kek: Kek | None = None
         self.keys = KeyRing.create(KEYS, self.rng.randbytes, files=self.files)
-        self.log = self.open()
-        self.entries: list[bytes] = []
+        self.entries: list[Entry] = []
         self.unsure: list[bytes] = []
+        self.line: list[tuple[asyncio.Future[int], bytes]] = []
         self.snapshot_index = 0
+        self.leads = asyncio.Event()
 
-    def open(self) -> SingleLog:
-        """Open the log; small segments, so that there are many."""
-        return SingleLog.open(
-            LOG, self.keys, files=self.files, rng_bytes=self.rng.randbytes, segment_bytes=2000
+    async def open(self, *, is_new: bool = False) -> None:
+        """Start the member; small segments, so that there are many."""
+        opener = RaftNode.create if is_new else RaftNode.open
+        self.leads.clear()
+        self.log = await opener(
+            LOG,
+            self.keys,
+            node_id="n1",
+            address="n1:1",
+            clock=Clock(),
+            rng=self.rng,
+            settings=Settings(entries_kept=3),
+            files=self.files,
+            segment_bytes=2000,
         )
+        self.check()
+        self.log.attach(self)
+        assert self.leads.is_set()
 
     def open_keys(self) -> KeyRing:
         """Open the ring with what an operator has: nothing, the new or the former key."""
@@ -64,6 +96,39 @@ class Model:
                 return keys
         raise AssertionError("locked out")
 
+    def settle(self) -> None:
+        """Take own entries whose turn has come."""
+        while self.line and self.line[0][0].done():
+            future, data = self.line.pop(0)
+            if future.exception() is None:
+                assert not self.unsure, "nothing may follow what is not known to be there"
+                self.add(future.result(), data)
+
+    def add(self, index: int, data: bytes) -> None:
+        """Put an entry at the list's end."""
+        assert index > (self.entries[-1].index if self.entries else 0)
+        self.entries.append(Entry(index, data))
+
+    def apply(self, first: int, entries: Sequence[bytes]) -> None:
+        """Take what comes by itself: nothing, or all of what was not known to be there."""
+        self.settle()
+        told = [(index, data) for index, data in enumerate(entries, first) if data]
+        assert [data for _, data in told] in ([], self.unsure)
+        if told:
+            self.unsure = []
+        for index, data in told:
+            self.add(index, data)
+
+    def lead(self, _term: int) -> None:
+        """Everything that is there was told."""
+        self.settle()
+        self.unsure = []
+        self.leads.set()
+
+    def follow(self) -> None:
+        """Wait for the disk."""
+        self.leads.clear()
+
     async def propose(self, count: int, size: int) -> None:
         """Propose some entries in one iteration; note what was acknowledged."""
         proposed = [self.rng.randbytes(size) for _ in range(count)]
@@ -73,29 +138,38 @@ class Model:
         except SwarmError as error:
             outcomes = [error]
         else:
+            self.line += zip(futures, proposed, strict=True)
+            for future in futures:
+                future.add_done_callback(lambda _: self.settle())
             outcomes = await asyncio.gather(*futures, return_exceptions=True)
         good = [outcome for outcome in outcomes if isinstance(outcome, int)]
         assert good in ([], outcomes), "one record: all or none"
         if good:
-            assert not self.unsure, "nothing may follow what is not known to be there"
-            first = len(self.entries) + 1
-            assert good == list(range(first, first + count))
-            self.entries += proposed
+            self.settle()
+            assert [entry.data for entry in self.entries[-count:]] == proposed
+            assert [entry.index for entry in self.entries[-count:]] == good
         elif any(type(outcome) is UnavailableError for outcome in outcomes):
-            self.unsure = proposed
+            assert len(outcomes) == count
+            if not self.leads.is_set():
+                self.unsure = proposed
         else:
             assert all(isinstance(outcome, ResourceExhaustedError) for outcome in outcomes)
-        await asyncio.sleep(0)
+
+    async def until_it_leads(self) -> None:
+        """Wait until the disk is written again."""
+        async with asyncio.timeout(20):
+            await self.leads.wait()
 
     async def snapshot(self, behind: int, chunk_bytes: int) -> None:
         """Take a snapshot of the list, not always of its newest state."""
-        index = max(len(self.entries) - behind, self.log.snapshot_index)
-        if index < 1:
+        if len(self.entries) <= behind:
             return
+        index = max(self.entries[-1 - behind].index, self.log.snapshot_index)
+        content = [entry for entry in self.entries if entry.index <= index]
 
         async def chunks() -> AsyncIterator[bytes]:
-            for data in self.entries[:index]:
-                yield data
+            for entry in content:
+                yield msgspec.msgpack.encode(entry)
                 yield b"-" * chunk_bytes
 
         await self.log.save_snapshot(index, chunks())
@@ -104,27 +178,31 @@ class Model:
     def check(self) -> None:
         """Compare what a start hands out with the list."""
         chunks, entries = self.log.restore()
-        found = list(chunks)[::2] + [entry.data for entry in entries]
-        assert len(found) == self.log.last_index == self.log.durable_index
+        found = [msgspec.msgpack.decode(chunk, type=Entry) for chunk in list(chunks)[::2]]
+        rest = list(entries)
+        numbers = list(range(self.log.snapshot_index + 1, self.log.last_index + 1))
+        assert [entry.index for entry in rest] == numbers
+        assert self.log.applied_index == self.log.last_index
+        found += [entry for entry in rest if entry.data]
         assert found[: len(self.entries)] == self.entries
         assert self.log.snapshot_index >= self.snapshot_index
-        rest = found[len(self.entries) :]
-        assert rest in ([], self.unsure)
+        assert [entry.data for entry in found[len(self.entries) :]] in ([], self.unsure)
         self.entries = found
         self.unsure = []
+        self.line = []
 
     async def restart(self, *, is_power_lost: bool, is_killed: bool = False) -> None:
         """Stop, cleanly or not, start, compare."""
         with contextlib.suppress(SwarmError):
             await self.log.close()
+        self.settle()
         self.keys.close()
         if is_power_lost:
             self.files.lose_power()
         elif is_killed:
             self.files.kill_process()
         self.keys = self.open_keys()
-        self.log = self.open()
-        self.check()
+        await self.open()
 
     async def stop(self, operations: int, *, is_only_killed: bool) -> None:
         """Go on for some operations, then lose power or be killed."""
@@ -144,6 +222,8 @@ class Model:
         with contextlib.suppress(ResourceExhaustedError):
             await self.snapshot(0, 100)
         self.files.room_bytes = None
+        await self.until_it_leads()
+        assert not self.unsure, "a full disk leaves no doubt"
 
     async def failing_sync(self, count: int) -> None:
         """Let syncs fail while working; what is unknown is known once writing works again."""
@@ -152,7 +232,9 @@ class Model:
         self.files.fail_sync = False
         if self.rng.random() < 0.5:
             # Writing works again: then the record that failed is surely gone.
-            self.unsure = []
+            before = len(self.entries)
+            await self.until_it_leads()
+            assert len(self.entries) == before
             await self.propose(1, 10)
         else:
             await self.restart(is_power_lost=self.rng.random() < 0.5)
@@ -166,6 +248,7 @@ class Model:
         with contextlib.suppress(SwarmError):
             await self.log.rotate_data_key()
         self.files.fail_directory_sync = False
+        await self.until_it_leads()
         await self.propose(count, 100)
 
     def rotate_kek(self, which: int) -> None:
@@ -205,6 +288,7 @@ def test_the_log_equals_a_list_whatever_the_disk_does(seed, actions):
 
     async def run() -> None:
         model = Model(seed)
+        await model.open(is_new=True)
         for name, first, second in actions:
             await model.act(name, first, int(second))
         await model.restart(is_power_lost=True)
@@ -215,6 +299,9 @@ def test_the_log_equals_a_list_whatever_the_disk_does(seed, actions):
         await model.log.close()
 
     try:
-        asyncio.run(run())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("raft.shell.RECOVERY_SECONDS_FIRST", 0.001)
+            patch.setattr("raft.shell.RECOVERY_SECONDS_MAX", 0.001)
+            asyncio.run(run())
     finally:
         structlog.reset_defaults()

@@ -2,18 +2,148 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raft import format as layout
+from raft.core import Entries, HardState, RaftID, Snapshot
+from raft.entry import Entry
+from raft.files import Files
 from raft.keys import KeyRing
+from raft.listener import Deaf
+from raft.node import RaftNode, Settings
 from raft.simdisk import SimFiles
-from raft.single import SingleLog
+from raft.storage import Storage, Write
 
 KEYS = Path("/node/keys")
 LOG = Path("/node/log")
+ME = RaftID(7)
+
+
+class LoopClock:
+    """The loop's time."""
+
+    def wall(self) -> float:
+        """Return a date."""
+        return 1_700_000_000.0
+
+    def monotonic(self) -> float:
+        """Return the loop's time."""
+        return asyncio.get_running_loop().time()
+
+
+class Direct:
+    """A member's storage, written as its shell does it, but each entry is a record of its own."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.snapshot_index = storage.snapshot_index
+        self.hard_state = storage.stored.hard_state
+        self.entries = storage.stored.entries
+        storage.member_id = ME
+
+    def write(self, data: bytes) -> int:
+        """Store an entry; return its index."""
+        self.storage.write([self.step(self.storage.last_index + 1, data)])
+        return self.storage.last_index
+
+    @staticmethod
+    def step(index: int, data: bytes) -> Write:
+        """Return what stores an entry."""
+        return Write(HardState(1, ME, index - 1), Entries(index, [data], ((index, 1),)))
+
+    def save_snapshot(self, index: int, *chunks: bytes, is_installed: bool = False) -> None:
+        """Store a snapshot and drop what it makes needless."""
+        storage = self.storage
+        storage.roll()
+        writer = storage.snapshot_writer(Snapshot(index, 1), is_installed=is_installed)
+        writer.start()
+        writer.write(chunks)
+        writer.finish()
+        storage.snapshot = writer.snapshot
+        storage.remove_older(storage.take_droppable(0))
+        storage.drop_keys()
+
+    def read(self) -> tuple[list[bytes], list[bytes]]:
+        """Return the chunks and the entries after them as they were found at the start."""
+        stored = self.entries
+        if stored is None:
+            return list(self.storage.read_snapshot()), []
+        assert stored.first <= self.snapshot_index + 1
+        assert stored.last >= self.snapshot_index
+        entries = stored.data[self.snapshot_index + 1 - stored.first :]
+        return list(self.storage.read_snapshot()), entries
+
+    def close(self) -> None:
+        """Close it."""
+        self.storage.close()
+
+
+class Member(Deaf):
+    """A lone member with what its start handed out, and what it was told afterwards.
+
+    Attributes:
+        raft: it.
+        chunks: of the snapshot at the start.
+        restored: the entries after it that hold something.
+        told: what came by itself afterwards.
+    """
+
+    def __init__(self, raft: RaftNode) -> None:
+        self.raft = raft
+        chunks, entries = raft.restore()
+        self.chunks = list(chunks)
+        everything = list(entries)
+        numbers = [entry.index for entry in everything]
+        assert numbers == list(range(raft.snapshot_index + 1, raft.applied_index + 1))
+        self.restored = [entry for entry in everything if entry.data]
+        self.told: list[Entry] = []
+        self.leads = asyncio.Event()
+        raft.attach(self)
+
+    @property
+    def entries(self) -> list[bytes]:
+        """The data of the restored entries."""
+        return [entry.data for entry in self.restored]
+
+    @property
+    def state(self) -> list[bytes]:
+        """All of it, if the chunks are entries."""
+        return self.chunks + self.entries
+
+    def apply(self, first: int, entries: Sequence[bytes]) -> None:
+        """Note what comes."""
+        self.told += [Entry(index, data) for index, data in enumerate(entries, first) if data]
+
+    def lead(self, _term: int) -> None:
+        """Note it."""
+        self.leads.set()
+
+    def follow(self) -> None:
+        """Note it."""
+        self.leads.clear()
+
+    async def until_it_leads(self) -> None:
+        """Wait until the disk is written again."""
+        async with asyncio.timeout(10):
+            await self.leads.wait()
+
+    def propose(self, data: bytes) -> asyncio.Future[int]:
+        """Propose."""
+        return self.raft.propose(data)
+
+    async def save(self, index: int, *chunks: bytes) -> None:
+        """Save a snapshot."""
+        await self.raft.save_snapshot(index, chunked(*chunks))
+
+    async def close(self) -> None:
+        """Close it."""
+        await self.raft.close()
 
 
 class Node:
@@ -29,61 +159,110 @@ class Node:
         self.key_directory = KEYS
         self.segment_bytes = 64 << 20
 
-    def open(self, **limits: int) -> SingleLog:
-        """Open the log with the ring at hand."""
-        limits = {"segment_bytes": self.segment_bytes, **limits}
-        return SingleLog.open(
-            LOG, self.keys, files=self.files, rng_bytes=self.rng.randbytes, **limits
+    def direct(self) -> Direct:
+        """Open the storage with the ring at hand."""
+        return direct(LOG, self.keys, self.files, self.segment_bytes, self.rng)
+
+    async def start(self, *, is_new: bool | None = None, **settings: int) -> Member:
+        """Start the member, the first time in an empty directory, with the ring at hand."""
+        if is_new is None:
+            is_new = not self.segments()
+        return await start(
+            LOG, self.keys, self.files, self.segment_bytes, self.rng, is_new=is_new, **settings
         )
 
-    def reopen_after_power_loss(self) -> SingleLog:
-        """Lose what was not synced, and start again."""
-        self.files.lose_power()
-        return self.reopen()
-
-    def reopen_after_kill(self) -> SingleLog:
-        """Start again with what the kernel still has, synced or not."""
-        self.files.kill_process()
-        return self.reopen()
-
-    def reopen(self) -> SingleLog:
-        """Open ring and log."""
+    def reopen_keys(self) -> None:
+        """Open the ring anew."""
         self.keys = KeyRing.open(KEYS, rng_bytes=self.rng.randbytes, files=self.files)
-        return self.open()
+
+    def lose_power(self) -> None:
+        """Lose what was not synced."""
+        self.files.lose_power()
+        self.reopen_keys()
+
+    def kill(self) -> None:
+        """End the process; the kernel still has what it was given, synced or not."""
+        self.files.kill_process()
+        self.reopen_keys()
 
     def segments(self) -> list[Path]:
         """Return the segment files, oldest first."""
         return [self.wal / name for name in self.files.names(self.wal) if name.endswith(".wal")]
 
-    async def written(self, entries: Iterable[bytes]) -> None:
+    def written(self, entries: Iterable[bytes]) -> None:
         """Write entries, one record each, and close the log cleanly."""
-        log = self.open()
+        log = self.direct()
         for data in entries:
-            await log.propose(data)
-        await log.close()
+            log.write(data)
+        log.close()
 
-    async def restored(self) -> tuple[list[bytes], list[bytes]]:
-        """Open, read everything, check the numbering, close."""
-        log = self.open()
-        state = contents(log)
-        await log.close()
+    def restored(self) -> tuple[list[bytes], list[bytes]]:
+        """Open, read everything, close."""
+        log = self.direct()
+        state = log.read()
+        log.close()
         return state
 
+    @staticmethod
+    def record_bytes(index: int, data: bytes) -> int:
+        """Return how long the record of an entry is in its file."""
+        step = Direct.step(index, data)
+        assert step.hard_state is not None
+        states = layout.States(ME, [layout.State(step.hard_state, step.entries)])
+        return layout.RECORD_OVERHEAD_BYTES + len(layout.pack_states(states))
 
-def contents(log: SingleLog) -> tuple[list[bytes], list[bytes]]:
-    """Return the chunks and the entries, having checked that the numbering has no gap."""
-    chunks, entries = log.restore()
-    first = list(chunks)
-    rest = list(entries)
-    numbers = [entry.index for entry in rest]
-    assert numbers == list(range(log.snapshot_index + 1, log.last_index + 1))
-    return first, [entry.data for entry in rest]
+
+def direct(
+    directory: Path,
+    keys: KeyRing,
+    files: Files | None = None,
+    segment_bytes: int = 64 << 20,
+    rng: random.Random | None = None,
+) -> Direct:
+    """Open a storage."""
+    rng_bytes = (rng or random.Random(4)).randbytes
+    return Direct(
+        Storage.open(directory, keys, files=files, rng_bytes=rng_bytes, segment_bytes=segment_bytes)
+    )
+
+
+async def start(
+    directory: Path,
+    keys: KeyRing,
+    files: Files | None = None,
+    segment_bytes: int = 64 << 20,
+    rng: random.Random | None = None,
+    *,
+    is_new: bool,
+    **settings: Any,
+) -> Member:
+    """Start a lone member."""
+    opener = RaftNode.create if is_new else RaftNode.open
+    raft = await opener(
+        directory,
+        keys,
+        node_id="n1",
+        address="n1:1",
+        clock=LoopClock(),
+        rng=rng or random.Random(5),
+        settings=Settings(**{"entries_kept": 0, **settings}),
+        files=files,
+        segment_bytes=segment_bytes,
+    )
+    return Member(raft)
 
 
 async def chunked(*chunks: bytes) -> AsyncIterator[bytes]:
     """Yield chunks as the store would."""
     for chunk in chunks:
         yield chunk
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a disk that failed be tried again at once."""
+    monkeypatch.setattr("raft.shell.RECOVERY_SECONDS_FIRST", 0.001)
+    monkeypatch.setattr("raft.shell.RECOVERY_SECONDS_MAX", 0.001)
 
 
 @pytest.fixture
@@ -99,15 +278,15 @@ def node(files: SimFiles) -> Node:
 
 
 @pytest.fixture
-def read() -> Callable[[SingleLog], tuple[list[bytes], list[bytes]]]:
-    """How to read a log: the chunks, the entries."""
-    return contents
+def open_direct() -> Callable[..., Direct]:
+    """How to open a storage anywhere."""
+    return direct
 
 
 @pytest.fixture
-def chunks() -> Callable[..., AsyncIterator[bytes]]:
-    """How to make a snapshot's content."""
-    return chunked
+def start_member() -> Callable[..., Any]:
+    """How to start a lone member anywhere."""
+    return start
 
 
 @pytest.fixture

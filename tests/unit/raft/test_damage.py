@@ -27,28 +27,36 @@ def assert_refused(node, path) -> None:
     """Opening names the file and where; nothing on the disk is changed by it."""
     before = {each: node.files.content(each) for each in node.files.paths()}
     with pytest.raises(CorruptError) as caught:
-        node.open()
+        node.direct()
     assert caught.value.path == str(path)
     assert 0 <= caught.value.offset <= len(before[path])
     assert {each: node.files.content(each) for each in node.files.paths()} == before
 
 
-async def test_every_flipped_byte_of_a_segment_is_refused(node):
+def size_up_to(node, index: int, end: int) -> int:
+    """Return how large an entry is whose record, the first in its file, ends there."""
+    overhead = node.record_bytes(index, bytes(end)) - end
+    size = end - layout.FILE_HEADER_BYTES - overhead
+    assert layout.FILE_HEADER_BYTES + node.record_bytes(index, bytes(size)) == end
+    return size
+
+
+def test_every_flipped_byte_of_a_segment_is_refused(node):
     """Header, length, cipher text, tag, also of the last record: all had been synced."""
-    await node.written(ENTRIES)
+    node.written(ENTRIES)
     (path,) = node.segments()
     for content in flips(node.files.content(path)):
         node.files.put(path, content)
         assert_refused(node, path)
 
 
-async def test_every_flipped_byte_without_the_synced_mark_is_refused(node):
+def test_every_flipped_byte_without_the_synced_mark_is_refused(node):
     """The bytes alone tell it: a torn write leaves whole sectors of zeros, rot does not.
 
     The mark is what a power loss may take away. (These records lie within one sector, so that no
     single byte makes up a sector's share of one: see the next test for that.)
     """
-    await node.written(ENTRIES)
+    node.written(ENTRIES)
     (path,) = node.segments()
     content = node.files.content(path)
     assert len(content) < layout.SECTOR_BYTES
@@ -58,23 +66,21 @@ async def test_every_flipped_byte_without_the_synced_mark_is_refused(node):
         assert_refused(node, path)
 
 
-async def test_a_lone_byte_in_a_sector_is_decided_by_the_mark(node):
+def test_a_lone_byte_in_a_sector_is_decided_by_the_mark(node):
     """A record whose last byte is alone in a sector and reads 0: torn or rotten? The mark knows."""
-    overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
-    size = 2 * layout.SECTOR_BYTES + 1 - layout.FILE_HEADER_BYTES - overhead
-    await node.written([bytes(size)])
+    node.written([bytes(size_up_to(node, 1, 2 * layout.SECTOR_BYTES + 1))])
     (path,) = node.segments()
     content = node.files.content(path)
     assert len(content) == 2 * layout.SECTOR_BYTES + 1
     node.files.put(path, content[:-1] + b"\0")
     assert_refused(node, path)
     node.files.remove(node.wal / SYNCED_NAME)
-    assert await node.restored() == ([], [])
+    assert node.restored() == ([], [])
 
 
-async def test_every_cut_of_synced_bytes_is_refused(node):
+def test_every_cut_of_synced_bytes_is_refused(node):
     """A file that lost its end, even exactly one record, is damaged: the mark says so."""
-    await node.written(ENTRIES)
+    node.written(ENTRIES)
     (path,) = node.segments()
     content = node.files.content(path)
     for size in range(len(content)):
@@ -82,39 +88,39 @@ async def test_every_cut_of_synced_bytes_is_refused(node):
         assert_refused(node, path)
 
 
-async def test_a_torn_tail_is_cut_at_every_byte(node, read):
+def test_a_torn_tail_is_cut_at_every_byte(node):
     """Wherever a crash stopped the last write, the entries before are there, and work goes on."""
-    log = node.open()
+    log = node.direct()
     for data in ENTRIES[:2]:
-        await log.propose(data)
+        log.write(data)
     (path,) = node.segments()
     mark = node.files.content(node.wal / SYNCED_NAME)
     end = len(node.files.content(path))
-    await log.propose(ENTRIES[2])
-    await log.close()
+    log.write(ENTRIES[2])
+    log.close()
     content = node.files.content(path)
     for size in range(end, len(content)):
         # What the crash left: the mark is from before the last write, the file ends within it.
         node.files.put(path, content[:size])
         node.files.put(node.wal / SYNCED_NAME, mark)
-        log = node.open()
-        assert read(log) == ([], ENTRIES[:2])
+        log = node.direct()
+        assert log.read() == ([], ENTRIES[:2])
         assert len(node.files.content(path)) == end
-        assert await log.propose(b"goes on") == 3
-        await log.close()
-        assert await node.restored() == ([], [*ENTRIES[:2], b"goes on"])
+        assert log.write(b"goes on") == 3
+        log.close()
+        assert node.restored() == ([], [*ENTRIES[:2], b"goes on"])
         node.files.remove(node.segments()[-1])
 
 
-async def test_lost_sectors_of_the_last_write_are_cut(node, read):
+def test_lost_sectors_of_the_last_write_are_cut(node):
     """Any sector of an interrupted write may be missing and read as zeros, in any combination."""
-    log = node.open()
-    await log.propose(b"kept")
+    log = node.direct()
+    log.write(b"kept")
     (path,) = node.segments()
     start = len(node.files.content(path))
     mark = node.files.content(node.wal / SYNCED_NAME)
-    await log.propose(random.Random(3).randbytes(5 * layout.SECTOR_BYTES))
-    await log.close()
+    log.write(random.Random(3).randbytes(5 * layout.SECTOR_BYTES))
+    log.close()
     content = node.files.content(path)
     bounds = [start, *range(512, len(content), 512), len(content)]
     for lost in range(1, 1 << (len(bounds) - 1)):
@@ -124,26 +130,26 @@ async def test_lost_sectors_of_the_last_write_are_cut(node, read):
                 torn[low:high] = bytes(high - low)
         node.files.put(path, bytes(torn))
         node.files.put(node.wal / SYNCED_NAME, mark)
-        log = node.open()
-        assert read(log) == ([], [b"kept"])
-        await log.close()
+        log = node.direct()
+        assert log.read() == ([], [b"kept"])
+        log.close()
 
 
 @pytest.mark.parametrize("size", [0, 12, 13, 14, 15, 200, 511, 512, 5000])
-async def test_a_tail_of_zeros_is_cut(node, size):
+def test_a_tail_of_zeros_is_cut(node, size):
     """Some file systems grow the file first: zeros of any length after the last record."""
-    await node.written(ENTRIES)
+    node.written(ENTRIES)
     (path,) = node.segments()
     content = node.files.content(path)
     node.files.put(path, content + bytes(size))
     if size:
-        assert (await node.restored())[1] == ENTRIES
+        assert node.restored()[1] == ENTRIES
     assert node.files.content(path) == content
 
 
-async def test_a_lost_sector_with_a_record_behind_it_is_damage(node):
+def test_a_lost_sector_with_a_record_behind_it_is_damage(node):
     """What has a successor had been synced: not even without the mark is it cut."""
-    await node.written([bytes(2000), bytes(2000), bytes(2000)])
+    node.written([bytes(2000), bytes(2000), bytes(2000)])
     (path,) = node.segments()
     content = node.files.content(path)
     node.files.remove(node.wal / SYNCED_NAME)
@@ -152,28 +158,27 @@ async def test_a_lost_sector_with_a_record_behind_it_is_damage(node):
         assert_refused(node, path)
 
 
-async def test_a_lost_header_with_a_record_behind_it_is_damage(node):
+def test_a_lost_header_with_a_record_behind_it_is_damage(node):
     """Its length is gone too; the header of a later record is found by its look."""
-    overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
-    first = bytes(2 * layout.SECTOR_BYTES - layout.FILE_HEADER_BYTES - overhead)
-    await node.written([first, bytes(600), bytes(2000)])
+    first = bytes(size_up_to(node, 1, 2 * layout.SECTOR_BYTES))
+    node.written([first, bytes(600), bytes(2000)])
     (path,) = node.segments()
     content = node.files.content(path)
     node.files.remove(node.wal / SYNCED_NAME)
     # The second record starts with a sector, which is lost; the third is in the next but one.
-    third = 1024 + overhead + 600
+    third = 1024 + node.record_bytes(2, bytes(600))
     assert third > 1536
     node.files.put(path, content[:1024] + bytes(512) + content[1536:])
     assert_refused(node, path)
     # Without a successor the same zeros are what a crash leaves.
     node.files.put(path, content[:1024] + bytes(512) + content[1536:third])
-    assert (await node.restored())[1] == [first]
+    assert node.restored()[1] == [first]
 
 
-async def test_damage_before_the_last_segment_is_never_cut(node):
+def test_damage_before_the_last_segment_is_never_cut(node):
     """A short or zeroed tail of an older segment is damage, mark or no mark."""
     for data in ENTRIES:
-        await node.written([data])
+        node.written([data])
     path = node.segments()[1]
     content = node.files.content(path)
     node.files.remove(node.wal / SYNCED_NAME)
@@ -182,31 +187,31 @@ async def test_damage_before_the_last_segment_is_never_cut(node):
             if changed != content:
                 node.files.put(path, changed)
                 with pytest.raises(CorruptError):
-                    node.open()
+                    node.direct()
     node.files.put(path, content)
-    assert (await node.restored())[1] == ENTRIES
+    assert node.restored()[1] == ENTRIES
 
 
-async def test_missing_segments_are_refused(node):
+def test_missing_segments_are_refused(node):
     """The first, a middle or the last one: each is named."""
     for data in ENTRIES:
-        await node.written([data])
+        node.written([data])
     for path in node.segments():
         content = node.files.content(path)
         node.files.remove(path)
         with pytest.raises(CorruptError, match=r"missing|starts at entry"):
-            node.open()
+            node.direct()
         node.files.put(path, content)
-    assert (await node.restored())[1] == ENTRIES
+    assert node.restored()[1] == ENTRIES
 
 
-async def test_exchanged_repeated_and_foreign_records_are_refused(node):
+def test_exchanged_repeated_and_foreign_records_are_refused(node):
     """A record is bound to its place and its file, not only to the key."""
-    await node.written([b"aaaa", b"bbbb"])
-    await node.written([b"cccc"])
+    node.written([b"aaaa", b"bbbb"])
+    node.written([b"cccc"])
     one, two = node.segments()
     content, other = node.files.content(one), node.files.content(two)
-    head, size = layout.FILE_HEADER_BYTES, layout.RECORD_OVERHEAD_BYTES + 8
+    head, size = layout.FILE_HEADER_BYTES, node.record_bytes(1, b"aaaa")
     first, second = content[head : head + size], content[head + size :]
     assert len(first) == len(second) == len(other) - head
     for changed in (
@@ -219,17 +224,17 @@ async def test_exchanged_repeated_and_foreign_records_are_refused(node):
     ):
         node.files.put(one, changed)
         with pytest.raises(CorruptError):
-            node.open()
+            node.direct()
     node.files.put(one, content)
-    assert (await node.restored())[1] == [b"aaaa", b"bbbb", b"cccc"]
+    assert node.restored()[1] == [b"aaaa", b"bbbb", b"cccc"]
 
 
-async def test_every_flipped_byte_of_a_snapshot_is_refused(node, chunks):
+def test_every_flipped_byte_of_a_snapshot_is_refused(node):
     """Nothing of a damaged snapshot is handed out, nor is an older one taken for it."""
-    log = node.open()
-    await log.propose(b"1")
-    await log.save_snapshot(1, chunks(b"chunk one", b"", b"chunk three"))
-    await log.close()
+    log = node.direct()
+    log.write(b"1")
+    log.save_snapshot(1, b"chunk one", b"", b"chunk three")
+    log.close()
     (name,) = node.files.names(node.snapshots)
     path = node.snapshots / name
     content = node.files.content(path)
@@ -243,58 +248,94 @@ async def test_every_flipped_byte_of_a_snapshot_is_refused(node, chunks):
     assert_refused(node, path)
 
 
-async def test_moved_and_missing_chunks_are_refused(node, chunks):
+def test_moved_and_missing_chunks_are_refused(node):
     """Chunks of one length can be neither exchanged, repeated nor left out."""
-    log = node.open()
-    await log.propose(b"1")
-    await log.save_snapshot(1, chunks(b"aaaa", b"bbbb", b"cccc"))
-    await log.close()
+    log = node.direct()
+    log.write(b"1")
+    log.save_snapshot(1, b"aaaa", b"bbbb", b"cccc")
+    log.close()
     (name,) = node.files.names(node.snapshots)
     path = node.snapshots / name
     content = node.files.content(path)
-    head, size = layout.FILE_HEADER_BYTES, layout.FRAME_HEADER_BYTES + 4 + layout.TAG_BYTES
-    one, two, three = (content[head + n * size : head + (n + 1) * size] for n in range(3))
-    end = content[head + 3 * size :]
-    for frames in ([two, one, three], [one, one, three], [one, two], [one, two, three, three]):
-        node.files.put(path, content[:head] + b"".join(frames) + end)
+    # Header, description, chunks of one size, final mark with two numbers.
+    size = layout.FRAME_HEADER_BYTES + 4 + layout.TAG_BYTES
+    end_size = layout.FRAME_HEADER_BYTES + 16 + layout.TAG_BYTES
+    start = len(content) - end_size - 3 * size
+    head, about = content[: layout.FILE_HEADER_BYTES], content[layout.FILE_HEADER_BYTES : start]
+    one, two, three = (content[start + n * size : start + (n + 1) * size] for n in range(3))
+    end = content[-end_size:]
+    assert head + about + one + two + three + end == content
+    for frames in (
+        [about, two, one, three],
+        [about, one, one, three],
+        [about, one, two],
+        [about, one, two, three, three],
+        [one, two, three],
+        [one, about, two, three],
+        [about, about, one, two, three],
+    ):
+        node.files.put(path, head + b"".join(frames) + end)
         assert_refused(node, path)
 
 
-async def test_damage_of_the_synced_mark_is_harmless(node):
+def test_damage_of_the_synced_mark_is_harmless(node):
     """The mark only helps: damaged or gone, everything is restored and it is written anew."""
-    await node.written(ENTRIES)
+    node.written(ENTRIES)
     path = node.wal / SYNCED_NAME
     good = node.files.content(path)
     for changed in [*flips(good), *(good[:size] for size in range(len(good)))]:
         node.files.put(path, changed)
-        assert (await node.restored())[1] == ENTRIES
+        assert node.restored()[1] == ENTRIES
         assert node.files.content(path) == good
     node.files.remove(path)
-    assert (await node.restored())[1] == ENTRIES
+    assert node.restored()[1] == ENTRIES
 
 
-async def test_damage_that_appears_after_opening_is_not_applied(node):
+def test_damage_that_appears_after_opening_is_not_applied(node):
     """The readers check again: what changed meanwhile raises in the middle, it is not yielded."""
-    await node.written(ENTRIES)
-    log = node.open()
-    (path,) = node.segments()
+    log = node.direct()
+    log.write(b"1")
+    log.save_snapshot(1, b"chunk one", b"chunk two")
+    log.write(b"2")
+    path = log.storage.snapshot.path
     content = node.files.content(path)
-    node.files.put(path, content[:-1] + bytes([content[-1] ^ 1]))
-    entries = log.restore()[1]
-    assert [next(entries).data, next(entries).data] == ENTRIES[:2]
+    end_size = layout.FRAME_HEADER_BYTES + 16 + layout.TAG_BYTES
+    place = len(content) - end_size - 1
+    node.files.put(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    chunks = log.storage.read_snapshot()
+    assert next(chunks) == b"chunk one"
     with pytest.raises(CorruptError, match="not authentic"):
-        next(entries)
-    await log.close()
+        next(chunks)
+    node.files.put(path, content)
+    # The same for the log, which is read again only after a fault of the disk.
+    (segment,) = node.segments()
+    content = node.files.content(segment)
+    node.files.put(segment, content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorruptError, match="not authentic"):
+        log.storage.reopen()
+    node.files.put(segment, content)
+    again = log.storage.reopen()
+    assert again.stored.entries.data == [b"2"]
+    again.close()
 
 
-async def test_a_record_of_a_later_version_is_refused_and_never_cut(node, monkeypatch):
+@pytest.mark.parametrize(
+    "alien",
+    [
+        lambda packed: bytes([layout.KIND_STATES + 1]) + packed[1:],
+        lambda packed: bytes([layout.KIND_STATES - 1]) + packed[1:],
+        lambda packed: packed[:1] + b"\xc1" + packed[2:],
+    ],
+    ids=["later kind", "earlier kind", "no msgpack"],
+)
+def test_a_record_of_another_version_is_refused_and_never_cut(node, monkeypatch, alien):
     """An authentic record that this program cannot read is not taken for a torn one."""
-    monkeypatch.setattr(layout, "KIND_ENTRIES", 2)
-    overhead = layout.RECORD_OVERHEAD_BYTES + layout.ENTRY_OVERHEAD_BYTES
-    size = 2 * layout.SECTOR_BYTES + 1 - layout.FILE_HEADER_BYTES - overhead
+    pack = layout.pack_states
+    monkeypatch.setattr(layout, "pack_states", lambda states: alien(pack(states)))
+    size = size_up_to(node, 1, 2 * layout.SECTOR_BYTES + 1)
     # Until chance makes the byte that is alone in its sector zero, as a lost sector would be.
     for _ in range(10_000):
-        await node.written([bytes(size)])
+        node.written([bytes(size)])
         (path,) = node.segments()
         if node.files.content(path).endswith(b"\0"):
             break
@@ -304,3 +345,32 @@ async def test_a_record_of_a_later_version_is_refused_and_never_cut(node, monkey
     assert node.files.content(path).endswith(b"\0")
     node.files.remove(node.wal / SYNCED_NAME)
     assert_refused(node, path)
+
+
+@pytest.mark.parametrize("about", [b"", b"\xc1", b"\x90"])
+def test_a_snapshot_without_a_known_description_is_refused(node, monkeypatch, about):
+    """An authentic description that this program cannot read is not taken for an empty one."""
+    log = node.direct()
+    log.write(b"1")
+    good = layout.encode_about_frame
+    monkeypatch.setattr(layout, "encode_about_frame", lambda cipher, _: good(cipher, about))
+    log.save_snapshot(1, b"state")
+    log.close()
+    (name,) = node.files.names(node.snapshots)
+    assert_refused(node, node.snapshots / name)
+
+
+def test_a_snapshot_beside_a_log_that_names_nobody_is_refused(node):
+    """Without the record that a snapshot leaves nobody is made up as the log's owner."""
+    log = node.direct()
+    log.write(b"1")
+    log.save_snapshot(1, b"state")
+    log.close()
+    (path,) = node.segments()
+    node.files.put(path, node.files.content(path)[: layout.FILE_HEADER_BYTES])
+    node.files.remove(node.wal / SYNCED_NAME)
+    with pytest.raises(CorruptError, match="whose log it is"):
+        node.direct()
+    # Again each time: nothing was made of it meanwhile.
+    with pytest.raises(CorruptError, match="whose log it is"):
+        node.direct()

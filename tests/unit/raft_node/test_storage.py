@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -12,7 +11,6 @@ from raft.core import Entries, HardState, Member, Membership, RaftID, Snapshot, 
 from raft.files import Files
 from raft.keys import KeyRing
 from raft.simdisk import SimFiles
-from raft.single import SingleLog
 from raft.storage import RECORD_PART_BYTES, Storage, Write
 
 ME = RaftID(7)
@@ -92,31 +90,6 @@ def test_large_steps_are_spread_over_records(home):
     storage = home.open()
     storage.write([Write(HardState(2, ME, 0), entries)])
     assert home.reopen().stored.entries == entries
-
-
-def test_a_one_member_log_is_taken_up(home):
-    """Its entries are of term 1, all committed; nobody is named."""
-
-    async def before():
-        log = SingleLog.open(home.path, home.keys, files=home.files, rng_bytes=home.rng.randbytes)
-        for number in range(5):
-            await log.propose(b"%d" % number)
-        await log.close()
-
-    asyncio.run(before())
-    stored = home.reopen().stored
-    assert stored.member_id == 0
-    assert stored.hard_state == HardState(1, RaftID(0), 5)
-    assert stored.entries == Entries(1, [b"%d" % n for n in range(5)], ((1, 1),))
-
-
-def test_the_one_member_log_refuses_a_members(home):
-    """Opened by mistake as one without terms, it is not read as an empty one."""
-    storage = home.open()
-    storage.write([Write(HardState(1, ME, 0), run(1, 1, 1))])
-    storage.close()
-    with pytest.raises(CorruptError, match="a member's of a group"):
-        SingleLog.open(home.path, home.keys, files=home.files, rng_bytes=home.rng.randbytes)
 
 
 def save(storage, index, term, chunks, *, is_installed):
