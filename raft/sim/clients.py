@@ -1,8 +1,9 @@
 """The clients of the simulator and the history of what they saw.
 
-Each client does one thing at a time: it writes or reads a register, or appends to or reads a list.
+Each client does one thing at a time: it writes or reads a register, appends to or reads a list,
+puts into a queue or takes out of it.
 It asks a member that thinks it leads, mostly; waits; gives up after a while. What was surely
-refused leaves no trace in the history; a write without an answer may have happened or not.
+refused leaves no trace in the history; a change without an answer may have happened or not.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from raft.sim.host import Host
     from raft.sim.world import World
 
-REGISTER, LIST, DOUBTED, TRAFFIC = 0, 1, 2, 3
+REGISTER, LIST, QUEUE, DOUBTED, TRAFFIC = range(5)
 # What clients choose from.
-KEYS = (REGISTER, LIST)
+KEYS = (REGISTER, LIST, QUEUE)
+_CHANGES = {REGISTER: "write", LIST: "append", QUEUE: "enqueue"}
 # Asks once and does not come back.
 _PASSER_BY = -1
 _TO_LEADER = 0.75
@@ -74,7 +76,8 @@ class Clients:
             return
         world = self._world
         key = KEYS[int(world.random() * len(KEYS))]
-        is_read = world.random() < _READS or self._unknown[key] >= _UNKNOWN_MAX
+        is_taking = world.random() < _READS
+        is_read = (is_taking and key != QUEUE) or self._unknown[key] >= _UNKNOWN_MAX
         leaders = world.leaders() if world.random() < _TO_LEADER else []
         # Of several, writes try the newest, reads the oldest: there a lie would be found.
         host = leaders[-1 if is_read else 0] if leaders else world.choose_host()
@@ -82,8 +85,8 @@ class Clients:
             world.after(self._think_time, self._act, client)
             return
         self._left -= 1
-        kind = "read" if is_read else ("write" if key == REGISTER else "append")
-        self._ask(client, host, kind, key)
+        kind = "dequeue" if is_taking and key == QUEUE else _CHANGES[key]
+        self._ask(client, host, "read" if is_read else kind, key)
 
     def _ask(self, client: int, host: Host, kind: str, key: int) -> None:
         operation = self._begin(kind, key)
@@ -150,7 +153,8 @@ class Clients:
             if not is_good:
                 story = "; ".join(
                     f"{each.kind} {each.id} {each.begun}-"
-                    f"{'?' if each.ended == FOREVER else each.ended} {each.result or ''}"
+                    f"{'?' if each.ended == FOREVER else each.ended} "
+                    f"{'' if each.result is None else each.result}"
                     for each in history
                 )
                 raise Failure("not linearizable", f"key {key}: {story}")

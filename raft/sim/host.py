@@ -8,7 +8,7 @@ from raft.core import Accepted, Config, Core, Entries, HardState, RaftID, Ready,
 from raft.core.messages import Install, Message
 from raft.sim.checks import Failure
 from raft.sim.disk import Disk
-from raft.sim.linear import Operation, State
+from raft.sim.linear import Operation, State, changed
 
 if TYPE_CHECKING:
     from raft.sim.world import World
@@ -262,18 +262,19 @@ class Host:
         world.truth.applying(core, entries, world.disks)
         index = self.applied
         changes = entries.changes
+        taken: State = ()
         for data in entries.data:
             index += 1
             if data and index not in changes:
                 operation = world.operations[int(data)]
-                if operation.kind == "write":
-                    self.state[operation.key] = (operation.id,)
-                else:
-                    self.state[operation.key] = (*self.state.get(operation.key, ()), operation.id)
+                before = self.state.get(operation.key, ())
+                self.state[operation.key] = changed(before, operation)
+                taken = before[:1]
             if index in self.writes:
                 term, operation = self.writes.pop(index)
                 if entries.term(index) == term:
-                    world.clients.ended(operation, None)
+                    result = taken if operation.kind == "dequeue" else None
+                    world.clients.ended(operation, result)
                 else:
                     world.clients.refused(operation)
         self.applied = index

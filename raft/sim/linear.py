@@ -22,12 +22,13 @@ class Operation(msgspec.Struct):
     """One call of a client, as the client saw it.
 
     Attributes:
-        id: names it, and is the value that a write writes.
-        kind: "write" replaces the register, "append" adds to the list, "read" returns either.
+        id: names it, and is the value that it writes or adds.
+        kind: "write" replaces the register, "append" adds to the list, "read" returns either;
+            "enqueue" adds to the end of the queue, "dequeue" takes from its beginning.
         key: what it works on.
         begun: the moment of the call; moments are distinct whole numbers.
         ended: the moment of the answer; `FOREVER` if none came.
-        result: what a read returned.
+        result: what a read returned, or a dequeue: one value, or none from an empty queue.
     """
 
     id: int
@@ -46,8 +47,18 @@ def applied(state: State, operation: Operation) -> State | None:
     """Return the state after an operation, or None if its answer does not fit the state."""
     if operation.kind == "read":
         return state if operation.result == state else None
+    if operation.kind == "dequeue":
+        # Without an answer it may have taken anything.
+        return state[1:] if operation.result in (None, state[:1]) else None
+    return changed(state, operation)
+
+
+def changed(state: State, operation: Operation) -> State:
+    """Return the state after an operation that changes it."""
     if operation.kind == "write":
         return (operation.id,)
+    if operation.kind == "dequeue":
+        return state[1:]
     return (*state, operation.id)
 
 

@@ -109,6 +109,7 @@ def test_the_trouble_really_happens():
     marks = {
         "Install(": 0, "TimeoutNow(": 0, " crash ": 0, " start ": 0, " leads ": 0, " change ": 0,
         "is_rejected=True": 0, "ReadReply(": 0, "is_granted=False": 0, " answer ": 0,
+        "kind='enqueue'": 0, "kind='dequeue'": 0,
     }  # fmt: skip
     leaders = 0
     for seed in range(5 * len(SCENARIOS)):
