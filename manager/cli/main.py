@@ -23,6 +23,7 @@ _CLUSTER = "commands.cluster"
 _NODE = "commands.node"
 _SERVICE = "commands.service"
 _IMAGE = "commands.image"
+_LAB = "commands.lab"
 
 TABLES: dict[str, dict[str, Entry]] = {
     "swarm": {
@@ -36,6 +37,7 @@ TABLES: dict[str, dict[str, Entry]] = {
         "node": Entry("", "node", "Manage Swarm nodes"),
         "service": Entry("", "service", "Manage Swarm services"),
         "image": Entry("", "image", "Manage images"),
+        "lab": Entry("", "lab", "Try a swarm of several hosts on this machine"),
         "info": Entry("commands.system", "INFO", "Display system-wide information"),
         "version": Entry("commands.system", "VERSION", "Show the version information"),
     },
@@ -77,6 +79,19 @@ TABLES: dict[str, dict[str, Entry]] = {
         "remove": Entry(_IMAGE, "REMOVE", "Remove one or more images", hidden=True),
         "save": Entry(_IMAGE, "SAVE", "Save one or more images to a tar archive"),
         "tag": Entry(_IMAGE, "TAG", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
+    },
+    "lab": {
+        "up": Entry(_LAB, "UP", "Make hosts on this machine, and a swarm of them"),
+        "ls": Entry(_LAB, "LIST", "List the hosts"),
+        "list": Entry(_LAB, "LIST", "List the hosts", hidden=True),
+        "exec": Entry(_LAB, "EXEC", "Run a command in a host"),
+        "shell": Entry(_LAB, "SHELL", "Start a shell in a host"),
+        "logs": Entry(_LAB, "LOGS", "Show the log of a host's daemon"),
+        "kill": Entry(_LAB, "KILL", "Take hosts' power, or end their daemons"),
+        "start": Entry(_LAB, "START", "Bring hosts or their daemons back"),
+        "cut": Entry(_LAB, "CUT", "Drop all traffic between a host and others (default all)"),
+        "heal": Entry(_LAB, "HEAL", "Undo cuts (default all)"),
+        "down": Entry(_LAB, "DOWN", "Remove a lab and everything that it left"),
     },
 }
 """Every command: group, name, module, summary."""

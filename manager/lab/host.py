@@ -5,47 +5,57 @@ A host is held by an init process (tini) that adopts orphans, so that containers
 namespace's processes, its mounts and its links; `Host.stop` then removes what the kernel leaves,
 the control groups and the directory. The machine's own links, rules and mounts are never touched.
 
-A host's network reaches a *client* namespace, which stands for the world outside.
+A host alone has a switch of its own, whose namespace stands for the world outside; the hosts of a
+lab share one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from manager.lab.cgroups import CGROUP_PREFIX, remove_cgroup, remove_stale_cgroups
+from manager.lab.processes import (
+    ProcessRef,
+    command_name,
+    first_child,
+    outer,
+    spawn,
+    wait_for,
+)
+from manager.lab.switch import CLIENT_ADDRESS, Switch
 from proto.errors import RuntimeFailedError
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-CGROUP_PREFIX = "swarm-lab-"
+__all__ = ["CLIENT_ADDRESS", "HOST_ADDRESS", "Host"]
+
 HOST_ADDRESS = "10.77.0.1"
-CLIENT_ADDRESS = "10.77.0.254"
-_PR_SET_PDEATHSIG = 1
-_START_SECONDS_MAX = 20.0
+_INIT = "tini"
+_PING_SECONDS_MAX = 5.0
+# What a user's shell says about other daemons has no meaning inside.
+_OTHER_DAEMONS = frozenset(
+    {"SWARM_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
+)
 
 # Runs inside the new namespaces. The unified hierarchy of a hybrid machine is hidden, because crun
-# refuses to work beside it; the network's switches (/proc/sys/net) belong to the namespace.
-_SETUP = """
+# refuses to work beside it; the network's switches (/proc/sys/net) belong to the namespace. The
+# socket is found at its usual place, too.
+_SETUP = f"""
 set -e
 hostname "$1"
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/swarm
+ln -s "$2" /run/swarm/docker.sock
+if [ -n "$3" ]; then mount --bind "$3" /etc/hosts; fi
 ip link set lo up
-touch "$2"
-exec tini -s -- sleep infinity
+exec {_INIT} -s -- sleep infinity
 """
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Host:
@@ -54,17 +64,42 @@ class Host:
     Args:
         name: its host name.
         root: a directory for state and logs; made if missing, removed by `stop`.
+        address: on the switch.
+        switch: shared with others; without one the host gets its own.
+        init: its init process, if the host runs already.
+        cgroup_parent: of its containers; one that names this process if not given.
+        hosts_file: what /etc/hosts shall say inside, if not what the machine's says.
+        mark: for finding its processes when whoever started them is gone.
+        dies_with_us: whether it ends with this program.
     """
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        *,
+        address: str = HOST_ADDRESS,
+        switch: Switch | None = None,
+        init: ProcessRef | None = None,
+        cgroup_parent: str = "",
+        hosts_file: Path | None = None,
+        mark: str = "",
+        dies_with_us: bool = True,
+    ) -> None:
         self.name = name
         self.root = root
+        self.address = address
         self.state = root / "state"
         self.run = root / "run"
         self.log = root / "swarmd.log"
-        self.cgroup_parent = f"/{CGROUP_PREFIX}{name}-{os.getpid()}"
-        self._init: subprocess.Popen[bytes] | None = None
-        self._client: subprocess.Popen[bytes] | None = None
+        self.cgroup_parent = cgroup_parent or f"/{CGROUP_PREFIX}{name}-{os.getpid()}"
+        self.init = init
+        self._owns_switch = switch is None
+        self._switch = switch or Switch()
+        self._hosts_file = hosts_file
+        self._mark = mark
+        self._dies_with_us = dies_with_us
+        self._holder: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,78 +107,112 @@ class Host:
         """The path of the Engine API's socket, the same inside and outside of the host."""
         return self.run / "docker.sock"
 
+    # ---------------------------------------------------------------- the machine
+
     def start(self) -> None:
-        """Make the namespaces and the link to the client namespace."""
+        """Make the namespaces and the link to the switch."""
         remove_stale_cgroups()
+        self.begin()
+        self.connect()
+
+    def begin(self) -> None:
+        """Begin to make the namespaces; `connect` waits for them."""
         for directory in (self.state, self.run):
             directory.mkdir(parents=True, exist_ok=True)
-        ready = self.root / "ready"
-        ready.unlink(missing_ok=True)
-        self._init = subprocess.Popen(
-            [
-                *("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork"),
-                *("--kill-child", "--propagation", "private", "--mount-proc"),
-                *("sh", "-c", _SETUP, "setup", self.name, str(ready)),
-            ],
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 -- this program has one thread here
-        )
-        self._client = subprocess.Popen(
-            ["unshare", "--net", "sleep", "infinity"],
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 -- this program has one thread here
-        )
-        _wait_for(ready.exists, f"host {self.name} did not start")
-        own_net = Path("/proc/self/ns/net").readlink()
-        client = self._client.pid
-        _wait_for(
-            lambda: Path(f"/proc/{client}/ns/net").readlink() != own_net, "no client namespace"
-        )
-        self._connect()
+        if self._owns_switch:
+            self._switch.start(self._own_log)
+        with self._own_log.open("ab") as output:
+            self._holder = spawn(
+                [
+                    *("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork"),
+                    *("--kill-child", "--propagation", "private", "--mount-proc"),
+                    *("sh", "-c", _SETUP, "setup", self.name, str(self.socket)),
+                    str(self._hosts_file or ""),
+                ],
+                mark=self._mark,
+                dies_with_us=self._dies_with_us,
+                output=output,
+            )
 
-    def _connect(self) -> None:
-        assert self._client is not None
-        link = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0"]
-        self._check(
-            ["nsenter", "-t", str(self.init_pid), "-n", *link, "netns", str(self._client.pid)]
-        )
-        for pid, address in ((self.init_pid, HOST_ADDRESS), (self._client.pid, CLIENT_ADDRESS)):
-            enter = ["nsenter", "-t", str(pid), "-n", "ip"]
-            self._check([*enter, "addr", "add", f"{address}/24", "dev", "eth0"])
-            self._check([*enter, "link", "set", "eth0", "up"])
-            self._check([*enter, "link", "set", "lo", "up"])
-        gateway = ["nsenter", "-t", str(self.init_pid), "-n", "ip", "route", "add", "default"]
-        self._check([*gateway, "via", CLIENT_ADDRESS])
+    @property
+    def _own_log(self) -> Path:
+        return self.root / "host.log"
 
-    @staticmethod
-    def _check(command: Sequence[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeFailedError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+    def connect(self) -> None:
+        """Wait for the namespaces and connect them to the switch."""
+        holder = self._holder
+        assert holder is not None, "begin was called"
+
+        def is_ready() -> bool:
+            if holder.poll() is not None:
+                said = self._own_log.read_text(errors="replace").strip()
+                raise RuntimeFailedError(f"host {self.name} did not start: {said[-1000:]}")
+            pid = first_child(holder.pid)
+            return pid is not None and command_name(pid) == _INIT
+
+        wait_for(is_ready, f"host {self.name} did not start in time")
+        pid = first_child(holder.pid)
+        assert pid is not None, "init runs until it is told to end"
+        self.init = ProcessRef.of(pid)
+        self._switch.attach(self.name, pid, self.address)
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether the host runs, with or without a daemon."""
+        return self.init is not None and self.init.is_alive
 
     @property
     def init_pid(self) -> int:
         """The PID of the host's init process, as the machine sees it."""
-        assert self._init is not None
-        outer = self._init.pid
-        children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
-        assert children, "unshare has forked"
-        return int(children[0])
+        assert self.init is not None, "the host runs"
+        return self.init.pid
 
-    def enter(self, command: Sequence[str]) -> list[str]:
+    def restart(self) -> None:
+        """End everything in the host at once and start it again, as a machine without power."""
+        self.cut_power()
+        self.start()
+
+    def cut_power(self) -> None:
+        """End everything in the host at once; what is on its disk stays."""
+        if self.init is not None:
+            init = self.init
+            init.kill()
+            wait_for(lambda: not init.is_alive, f"host {self.name} does not end")
+        elif self._holder is not None:
+            self._holder.kill()  # its child goes with it
+        for process in (self._holder, self._daemon):
+            if process is not None:
+                process.wait(30)
+        self.init = self._holder = self._daemon = None
+        if self._owns_switch:
+            self._switch.stop()
+        elif self._switch.holder is not None and self._switch.holder.is_alive:
+            self._switch.detach(self.name)
+        wait_for(lambda: remove_cgroup(self.cgroup_parent), "the host's cgroups are in use")
+        # A machine's /run is in its memory.
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def stop(self) -> None:
+        """End everything in the host and remove what it leaves."""
+        self.cut_power()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    # ---------------------------------------------------------------- commands in it
+
+    def enter(self, command: Sequence[str], *options: str) -> list[str]:
         """Return the command line that runs `command` inside the host."""
-        return ["nsenter", "-t", str(self.init_pid), "-m", "-u", "-i", "-n", "-p", "--", *command]
+        enter = ["nsenter", "-t", str(self.init_pid), "-m", "-u", "-i", "-n", "-p"]
+        return [*enter, *options, "--", *command]
 
     def enter_client(self, command: Sequence[str]) -> list[str]:
         """Return the command line that runs `command` in the client's network."""
-        assert self._client is not None
-        return ["nsenter", "-t", str(self._client.pid), "-n", "--", *command]
+        return self._switch.enter(command)
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment for commands inside the host: both clients find the socket."""
-        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-        return {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "PATH": path}
+        kept = {key: value for key, value in os.environ.items() if key not in _OTHER_DAEMONS}
+        return {**kept, "DOCKER_HOST": f"unix://{self.socket}", "PATH": path_inside()}
 
     def exec(
         self, *command: str, timeout: float = 60.0, check: bool = True
@@ -171,106 +240,77 @@ class Host:
             raise RuntimeFailedError(f"{' '.join(command)} failed ({done.returncode}): {said}")
         return done
 
+    # ---------------------------------------------------------------- the daemon
+
     def start_daemon(self, *options: str) -> None:
         """Start `swarmd` in the host and wait until it answers."""
+        self.begin_daemon(*options)
+        self.wait_daemon()
+
+    def begin_daemon(self, *options: str) -> None:
+        """Begin to start `swarmd`."""
         daemon = str(Path(sys.executable).parent / "swarmd")
         with self.log.open("ab") as log:
-            self._daemon = subprocess.Popen(
+            self._daemon = spawn(
                 self.enter(
                     [
                         *(daemon, "--state-dir", str(self.state), "--run-dir", str(self.run)),
                         *("--cgroup-parent", self.cgroup_parent, *options),
                     ]
                 ),
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                environment=self.environment,
+                dies_with_us=False,  # it ends with the host
+                output=log,
             )
-        _wait_for(self._answers, f"swarmd did not start; its log is {self.log}")
+
+    def wait_daemon(self) -> None:
+        """Wait until `swarmd` answers."""
+        message = f"swarmd of {self.name} did not start; its log is {self.log}"
+        wait_for(self._answers, message, seconds=30.0, poll_seconds=0.02)
 
     def _answers(self) -> bool:
-        assert self._daemon is not None
-        if self._daemon.poll() is not None:
+        if self._daemon is not None and self._daemon.poll() is not None:
             tail = self.log.read_text(errors="replace")[-2000:]
-            raise RuntimeFailedError(f"swarmd ended with {self._daemon.returncode}:\n{tail}")
+            raise RuntimeFailedError(
+                f"swarmd of {self.name} ended with {self._daemon.returncode}:\n{tail}"
+            )
         try:
             with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(_PING_SECONDS_MAX)
                 connection.connect(str(self.socket))
                 connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
                 return b" 200 " in connection.recv(64)
-        except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
+        except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, TimeoutError):
             # Reset: a child that a killed daemon was just starting had its socket for a moment.
             return False
 
     @property
     def daemon_pid(self) -> int:
         """The PID of `swarmd` inside the host."""
-        return int(self.exec("cat", str(self.run / "swarmd.pid")).stdout)
+        return int((self.run / "swarmd.pid").read_text())
+
+    @property
+    def daemon(self) -> ProcessRef | None:
+        """The process `swarmd` as the machine sees it, if it runs."""
+        try:
+            inner = self.daemon_pid
+        except (FileNotFoundError, ValueError):
+            return None
+        return outer(self.init_pid, inner, "swarmd")
 
     def kill_daemon(self, signal_name: str = "KILL") -> None:
         """Send a signal to `swarmd` and wait for its end."""
-        assert self._daemon is not None
-        self.exec("kill", f"-{signal_name}", str(self.daemon_pid))
-        self._daemon.wait(30)
-        self._daemon = None
-
-    def restart(self) -> None:
-        """End everything in the host at once and start it again, as a machine without power."""
-        self._end()
-        self.start()
-
-    def _end(self) -> None:
-        for process in (self._client, self._init):
-            if process is not None:
-                process.kill()
-                process.wait()
-        self._init = self._client = None
+        daemon = self.daemon
+        if daemon is None:
+            raise RuntimeFailedError(f"swarmd does not run on {self.name}")
+        daemon.kill(signal.Signals[f"SIG{signal_name}"])
+        wait_for(lambda: not daemon.is_alive, f"swarmd of {self.name} does not end", seconds=30.0)
         if self._daemon is not None:
             self._daemon.wait(30)
             self._daemon = None
 
-    def stop(self) -> None:
-        """End everything in the host and remove what it leaves."""
-        self._end()
-        _wait_for(lambda: remove_cgroup(self.cgroup_parent), "the host's cgroups are in use")
-        shutil.rmtree(self.root, ignore_errors=True)
 
-
-def _wait_for(condition: object, message: str) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + _START_SECONDS_MAX  # noqa: TID251 -- a shell
-    while not condition():
-        if time.monotonic() > deadline:  # noqa: TID251 -- a shell
-            raise RuntimeFailedError(message)
-        time.sleep(0.02)
-
-
-def remove_cgroup(parent: str) -> bool:
-    """Remove a control group and its children from every hierarchy; False while one is in use."""
-    is_gone = True
-    hierarchies = [CGROUP_ROOT]
-    if not (CGROUP_ROOT / "cgroup.procs").exists():
-        hierarchies = [path for path in CGROUP_ROOT.iterdir() if not path.is_symlink()]
-    for hierarchy in hierarchies:
-        top = hierarchy / parent.lstrip("/")
-        if not top.is_dir():
-            continue
-        for path, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    os.rmdir(path)  # noqa: PTH106 -- os.walk gives strings
-                except OSError:
-                    is_gone = False
-    return is_gone
-
-
-def remove_stale_cgroups() -> None:
-    """Remove the control groups of hosts whose program ended without `Host.stop`."""
-    hierarchies = [CGROUP_ROOT, *(p for p in CGROUP_ROOT.iterdir() if p.is_dir())]
-    names = {p.name for h in hierarchies for p in h.glob(f"{CGROUP_PREFIX}*")}
-    for name in sorted(names):
-        owner = name.rpartition("-")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            remove_cgroup(f"/{name}")
+def path_inside() -> str:
+    """Return where a host looks for programs: ours first, and always where Debian keeps root's."""
+    ours = Path(sys.executable).parent
+    return f"{ours}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
