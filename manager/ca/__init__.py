@@ -1,1 +1,1 @@
-"""To be described."""
+"""The cluster's certificate authority, and what a node does with what it was issued."""
