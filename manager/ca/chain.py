@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from proto.errors import InvalidError
 
@@ -21,6 +21,11 @@ from proto.errors import InvalidError
 CHAIN_LENGTH_MAX = 4
 # The longest text of certificates that anybody has to give us.
 PEM_BYTES_MAX = 64 * 1024
+
+# Source: swarmkit ca/certificates.go (validateSignatureAlgorithm and the RSA minimum).
+RSA_BITS_MIN = 2_048
+
+SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 _Pem = serialization.Encoding.PEM
 _Der = serialization.Encoding.DER
@@ -110,8 +115,8 @@ def check_chain(certificate_pem: bytes, roots_pem: bytes, what: str) -> None:
         )
 
 
-def load_key(key_pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
-    """Read a private key, which must be ECDSA; the text is never repeated.
+def load_signing_key(key_pem: bytes, what: str) -> SigningKey:
+    """Read an authority's private key: ECDSA, or RSA of 2048 bits at least; never repeated.
 
     Raises:
         InvalidError: it is none.
@@ -120,9 +125,11 @@ def load_key(key_pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(key_pem, None)
     except (ValueError, TypeError):
         raise InvalidError(f"{what} is not an unencrypted private key in PEM") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InvalidError(f"{what} is not an ECDSA key; make one on the curve P-256")
-    return key
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= RSA_BITS_MIN:
+        return key
+    raise InvalidError(f"{what} is neither an ECDSA key nor an RSA key of {RSA_BITS_MIN} bits")
 
 
 def check_key(certificate: x509.Certificate, key_pem: bytes, what: str) -> None:
@@ -131,9 +138,8 @@ def check_key(certificate: x509.Certificate, key_pem: bytes, what: str) -> None:
     Raises:
         InvalidError: it is another's, or none.
     """
-    if public_key_der(load_key(key_pem, f"the key of {what}").public_key()) != public_key_der(
-        certificate.public_key()
-    ):
+    key = load_signing_key(key_pem, f"the key of {what}")
+    if public_key_der(key.public_key()) != public_key_der(certificate.public_key()):
         raise InvalidError(f"the private key does not belong to {what}")
 
 

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from typing_extensions import override
 
-from manager.ca.chain import check_chain, check_key, load_certificates
+from manager.ca.chain import check_chain, check_key, load_certificates, load_signing_key
 from manager.ca.pair_files import (
     CERTIFICATE_NAME,
     KEY_NAME,
@@ -126,10 +126,13 @@ class NodeCredentials:
         credentials = Credentials(
             certificate_pem=stored.certificate, key_pem=key_pem, roots_pem=stored.roots
         )
+        name = KEY_NAME
         try:
+            load_signing_key(key_pem, "the file")
+            name = CERTIFICATE_NAME
             check_fit(credentials)
         except InvalidError as error:
-            raise CorruptError(str(directory / CERTIFICATE_NAME), 0, error.message) from error
+            raise CorruptError(str(directory / name), 0, error.message) from error
         return cls(directory, files, credentials, used)
 
     def source(self) -> Credentials:

@@ -26,11 +26,12 @@ from manager.ca.chain import (
     public_key_der,
     to_pem,
 )
+from manager.ca.external_rules import authorities_for, check_external_cas
 from manager.ca.issue import Signer, load_csr, root_certificates_pem
 from manager.ca.tls import client_context
 from proto.errors import InvalidError, UnavailableError
 from proto.ids import NodeID
-from proto.objects import Cluster, ClusterSpec, ExternalCA
+from proto.objects import Cluster, ExternalCA
 from raft.transport.identity import Credentials, read_identity, subject_alternative_names
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -38,10 +39,11 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 # Source: swarmkit ca/external.go (the time-out of a request).
 ANSWER_SECONDS_MAX = 5.0
 ANSWER_BYTES_MAX = 256 * 1024
-AUTHORITIES_MAX = 16
 # Source: swarmkit ca/external.go (ExternalCrossSignProfile).
 CROSS_SIGN_PROFILE = "CA"
-PROTOCOL = "cfssl"
+
+
+__all__ = ["check_external_cas", "cross_sign_externally", "sign_externally"]
 
 
 class _Result(msgspec.Struct):
@@ -58,53 +60,6 @@ class _Answer(msgspec.Struct):
     success: bool = False
     result: _Result | None = None
     errors: list[_Message] | None = None
-
-
-def check_external_cas(spec: ClusterSpec) -> None:
-    """Refuse external authorities that could not be used. Pure.
-
-    Raises:
-        InvalidError: with what is wrong with the first bad one.
-    """
-    if len(spec.external_cas) > AUTHORITIES_MAX:
-        raise InvalidError(f"there can be at most {AUTHORITIES_MAX} external authorities")
-    for authority in spec.external_cas:
-        if authority.protocol != PROTOCOL:
-            raise InvalidError(
-                f"the protocol of an external authority is {authority.protocol!r}: only "
-                f"{PROTOCOL} is spoken"
-            )
-        if not authority.url.startswith("https://"):
-            raise InvalidError(
-                f"the address of an external authority is {authority.url!r}: it has to begin "
-                "with https://"
-            )
-        if authority.ca_cert:
-            what = f"the root certificate of the external authority {authority.url}"
-            found = load_certificates(authority.ca_cert.encode(), what)
-            if len(found) != 1:
-                raise InvalidError(f"{what} is not one certificate but {len(found)}")
-
-
-def authorities_for(cluster: Cluster, root_certificate_pem: str) -> tuple[ExternalCA, ...]:
-    """Return those that sign for a root: it is theirs, or they name none and it is the cluster's.
-
-    Pure.
-    """
-    (root,) = load_certificates(root_certificate_pem.encode(), "the root certificate")
-    is_clusters = root_certificate_pem == cluster.root_ca_certificate_pem
-    chosen = []
-    for authority in cluster.spec.external_cas:
-        if authority.protocol != PROTOCOL:
-            continue
-        if not authority.ca_cert:
-            if is_clusters:
-                chosen.append(authority)
-            continue
-        own = load_certificates(authority.ca_cert.encode(), "the external authority's certificate")
-        if own[0] == root:
-            chosen.append(authority)
-    return tuple(chosen)
 
 
 async def sign_externally(

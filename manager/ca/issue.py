@@ -16,14 +16,14 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from typing_extensions import override
 
 from manager.ca.chain import (
     find_issuer,
     load_certificates,
-    load_key,
+    load_signing_key,
     public_key_base64,
     subject_base64,
 )
@@ -169,7 +169,7 @@ def issue_certificate(
         .not_valid_before(moment - dt.timedelta(seconds=BACKDATE_SECONDS))
         .not_valid_after(until)
         .add_extension(authority_key_identifier(issuer), critical=False)
-        .sign(load_key(issuer_key_pem.encode(), "the cluster's root key"), hashes.SHA256())
+        .sign(load_signing_key(issuer_key_pem.encode(), "the cluster's root key"), hashes.SHA256())
     )
     text = certificate.public_bytes(serialization.Encoding.PEM)
     return text + intermediates_pem.encode()
@@ -228,7 +228,7 @@ def authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdent
         own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:
         key = issuer.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
+        assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
@@ -251,13 +251,15 @@ def tls_info_of(certificate_pem: bytes, roots_pem: bytes) -> TLSInfo:
     )
 
 
-def is_issuer_named(info: TLSInfo | None, root_certificate_pem: str) -> bool:
-    """Tell whether what a node shows was issued by this root, signed by whomever itself."""
+def issuer_names(root_certificate_pem: str) -> tuple[str, str]:
+    """Return subject and key of a root, as `TLSInfo` has them of an issuer."""
     (root,) = load_certificates(root_certificate_pem.encode(), "the root certificate")
-    return info is not None and (info.issuer_subject, info.issuer_public_key) == (
-        subject_base64(root),
-        public_key_base64(root),
-    )
+    return subject_base64(root), public_key_base64(root)
+
+
+def is_issuer_named(info: TLSInfo | None, names: tuple[str, str]) -> bool:
+    """Tell whether what a node shows was issued by the root of these `issuer_names`."""
+    return info is not None and (info.issuer_subject, info.issuer_public_key) == names
 
 
 def _line(pem: str) -> str:

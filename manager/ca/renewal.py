@@ -22,7 +22,7 @@ from manager.ca.credentials import NodeCredentials
 from manager.ca.issue import new_key_and_csr
 from manager.ca.root import BACKDATE_SECONDS
 from proto.clock import Clock
-from proto.errors import SwarmError
+from proto.errors import SwarmError, UnavailableError
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -74,6 +74,7 @@ class Renewer:
         self._renewing = asyncio.Lock()
         # The certificate is stored, but the authority was not told yet.
         self._is_untold = False
+        self._due = 0.0
 
     def hurry(self) -> None:
         """Renew at once: the root changes, or the role did. Asked in vain, it costs a renewal."""
@@ -91,17 +92,20 @@ class Renewer:
     async def run(self) -> None:
         """Renew whenever it is time, until cancelled."""
         failures = 0
-        due = self._draw()
+        self._due = self._draw()
         while True:
-            await self._wait_until(due)
+            await self._wait()
+            is_hurried = self._hurried.is_set()
             self._hurried.clear()
             try:
                 async with self._renewing:
-                    await (self._tell() if self._is_untold and failures else self._renew())
+                    await (self._tell() if self._is_untold and not is_hurried else self._renew())
             except SwarmError as error:
                 failures += 1
                 pause = retry_seconds(failures, self._rng)
-                due = self._clock.wall() + pause
+                self._due = self._clock.wall() + pause
+                # What was refused, unlike what did not arrive, would be refused again.
+                self._is_untold = self._is_untold and isinstance(error, UnavailableError)
                 log.warning(
                     "certificate_not_renewed",
                     error=error.message,
@@ -110,15 +114,16 @@ class Renewer:
                 )
             else:
                 failures = 0
-                due = self._draw()
+                self._due = self._draw()
 
     def _draw(self) -> float:
         valid_until = self._credentials.identity.valid_until
         return renewal_time(self._credentials.valid_from, valid_until, self._rng)
 
-    async def _wait_until(self, due: float) -> None:
+    async def _wait(self) -> None:
+        """Wait until it is time, or hurried."""
         while not self._hurried.is_set():
-            rest = due - self._clock.wall()
+            rest = self._due - self._clock.wall()
             if rest <= 0:
                 return
             try:
@@ -138,6 +143,7 @@ class Renewer:
             roots_pem=roots_pem,
         )
         self._is_untold = True
+        self._due = self._draw()
         identity = self._credentials.identity
         log.info("certificate_renewed", role=identity.role, valid_until=round(identity.valid_until))
         await self._tell()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from manager.ca.authority import CertificateAuthority
-from manager.ca.issue import is_issuer_named, new_key_and_csr
+from manager.ca.issue import is_issuer_named, issuer_names, new_key_and_csr
 from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from proto.errors import (
@@ -55,7 +55,9 @@ async def change_cluster(store, **changes):
         ("manager", NodeRole.MANAGER, MANAGER_ROLE),
     ],
 )
-async def test_a_token_lets_a_node_in(authority, store, cluster, root, name, role, said):
+async def test_a_token_lets_a_node_in(  # noqa: PLR0917 -- fixtures
+    authority, store, cluster, name, role, said
+):
     """The node's row is there when it gets its certificate, with the token's role."""
     joined = await join(
         authority, getattr(cluster.join_tokens, name), availability=NodeAvailability.PAUSE
@@ -66,7 +68,10 @@ async def test_a_token_lets_a_node_in(authority, store, cluster, root, name, rol
         said,
         cluster.id,
     )
-    assert (joined.role, joined.roots_pem.decode()) == (said, root.certificate_pem)
+    assert (joined.role, joined.roots_pem.decode()) == (
+        said,
+        cluster.root_ca_certificate_pem,
+    )
     node = store.view().nodes.get(joined.node_id)
     assert (node.role, node.spec.role, node.spec.availability) == (
         role,
@@ -76,7 +81,7 @@ async def test_a_token_lets_a_node_in(authority, store, cluster, root, name, rol
     assert (node.description.hostname, node.status.addr) == ("host1", "10.0.0.7")
     assert node.status.state is NodeState.UNKNOWN
     assert node.certificate_until == identity.valid_until == NOW + 90 * 86_400
-    assert is_issuer_named(node.tls_info, root.certificate_pem)
+    assert is_issuer_named(node.tls_info, issuer_names(cluster.root_ca_certificate_pem))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ async def test_a_cluster_without_a_key_says_so(authority, store, cluster):
         await join(authority, cluster.join_tokens.worker)
 
 
-async def test_a_certificate_of_who_signs_no_longer_is_not_given_out(
+async def test_a_certificate_of_who_signs_no_longer_is_not_given_out(  # noqa: PLR0917 -- fixtures
     authority, store, cluster, root, other_root, monkeypatch
 ):
     """What was signed while the root was replaced is thrown away and signed anew."""
@@ -207,5 +212,5 @@ async def test_a_certificate_of_who_signs_no_longer_is_not_given_out(
     assert len(calls) == 2
     assert joined.roots_pem.decode() == other_root.certificate_pem
     node = store.view().nodes.get(joined.node_id)
-    assert is_issuer_named(node.tls_info, other_root.certificate_pem)
-    assert not is_issuer_named(node.tls_info, root.certificate_pem)
+    assert is_issuer_named(node.tls_info, issuer_names(other_root.certificate_pem))
+    assert not is_issuer_named(node.tls_info, issuer_names(root.certificate_pem))
