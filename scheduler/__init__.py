@@ -1,7 +1,16 @@
 """The scheduler: pure functions from a view of nodes and tasks to placements and refusals."""
 
 from scheduler.constraints import Constraint, parse_constraint
-from scheduler.place import Decision, Placement, Refusal, TaskGroup, place
+from scheduler.place import (
+    Decision,
+    Placement,
+    Refusal,
+    TaskGroup,
+    confirm,
+    eligible,
+    meets_constraints,
+    place,
+)
 from scheduler.usage import HostPort, Needs, NodeUsage, Usage, needs_of
 
 __all__ = [
@@ -14,6 +23,9 @@ __all__ = [
     "Refusal",
     "TaskGroup",
     "Usage",
+    "confirm",
+    "eligible",
+    "meets_constraints",
     "needs_of",
     "parse_constraint",
     "place",

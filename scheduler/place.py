@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -66,7 +66,7 @@ class _Candidate:
         self.free_memory_bytes = total.memory_bytes - used.memory_bytes
         self.service_tasks = used.by_service.get(service_id, 0)
         self.all_tasks = used.tasks
-        self.host_ports = set(used.host_ports)
+        self.host_ports = set(used.host_ports) if used.host_ports else set()
 
     def rank(self) -> tuple[int, int, NodeID]:
         return (self.service_tasks, self.all_tasks, self.node.id)
@@ -103,10 +103,9 @@ def place(group: TaskGroup, nodes: Sequence[Node], usage: Usage) -> list[Decisio
         usage: what is taken already, without this group.
     """
     reasons: Counter[str] = Counter()
-    try:
-        constraints = [parse_constraint(text) for text in group.spec.placement.constraints]
-    except InvalidError as error:
-        return [Refusal(task_id, error.message) for task_id in group.task_ids]
+    constraints, message = _constraints(group.spec)
+    if message:
+        return [Refusal(task_id, message) for task_id in group.task_ids]
     candidates: list[_Candidate] = []
     for node in nodes:
         reason = _static_refusal(node, group.spec, constraints)
@@ -126,6 +125,58 @@ def place(group: TaskGroup, nodes: Sequence[Node], usage: Usage) -> list[Decisio
         heapq.heappush(heap, (*chosen.rank(), chosen))
         decisions.append(Placement(task_id, chosen.node.id))
     return decisions
+
+
+def confirm(
+    group: TaskGroup, node_ids: Sequence[NodeID], nodes: Mapping[NodeID, Node], usage: Usage
+) -> list[Decision]:
+    """Decide for tasks that each have a node already, as those of a global service do.
+
+    Args:
+        group: the waiting tasks.
+        node_ids: for each of them the only node that it may go to.
+        nodes: all nodes of the cluster.
+        usage: what is taken already, without this group.
+    """
+    decisions: list[Decision] = []
+    constraints, message = _constraints(group.spec)
+    for task_id, node_id in zip(group.task_ids, node_ids, strict=True):
+        node = nodes.get(node_id)
+        reason: str | None = _NODE_UNAVAILABLE
+        if node is not None:
+            reason = _static_refusal(node, group.spec, constraints)
+            reason = reason or _Candidate(node, usage, group.service_id).refuses(group)
+        if message or reason:
+            decisions.append(Refusal(task_id, message or _explain(Counter((reason or "",)))))
+        else:
+            decisions.append(Placement(task_id, node_id))
+    return decisions
+
+
+def eligible(spec: TaskSpec, nodes: Iterable[Node]) -> list[NodeID]:
+    """List the nodes that a global service has a task on, in the order given.
+
+    They are up and active, and have the platform and what the constraints ask for. Whether there
+    is room is found out when a task is placed: one that finds none waits and says so.
+    """
+    constraints, message = _constraints(spec)
+    if message:
+        return []
+    return [node.id for node in nodes if _static_refusal(node, spec, constraints) is None]
+
+
+def meets_constraints(spec: TaskSpec, node: Node) -> bool:
+    """Tell whether a node has what the placement constraints ask for, wherever it is needed."""
+    constraints, message = _constraints(spec)
+    return not message and all(constraint.matches(node) for constraint in constraints)
+
+
+def _constraints(spec: TaskSpec) -> tuple[list[Constraint], str]:
+    """Parse the constraints; the second value says what is wrong with them."""
+    try:
+        return [parse_constraint(text) for text in spec.placement.constraints], ""
+    except InvalidError as error:
+        return [], error.message
 
 
 def _next_candidate(

@@ -1,8 +1,9 @@
 """What tasks take of nodes, kept up to date change by change: placing one is no walk over all.
 
-`Usage.apply` is told of every change of a task; `check` compares the sums with a full count. A
-task counts from the moment it has a node until it is wanted gone *and* has ended, as its
-container holds memory and ports until then.
+`Usage.apply` is told of every change of a task; `check` compares the sums with a full count. From
+the moment a task is assigned until it has ended it *holds* resources and ports of its node, wanted
+or not. For the spread only the *wanted* ones of these count: a node that is being rid of its tasks,
+or that comes back with tasks which were replaced meanwhile, is not full of them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TypeVar
 
 import msgspec
 
-from proto.ids import NodeID, ServiceID
+from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import PortMode, Resources, ServiceSpec, Task
+from proto.states import TaskState
 
 HostPort = tuple[str, int]
 """A protocol and the number of a port of the node itself (`mode=host`)."""
@@ -40,8 +42,18 @@ def needs_of(spec: ServiceSpec) -> Needs:
 
 
 class NodeUsage(msgspec.Struct):
-    """Sums over the tasks of one node that have not ended."""
+    """Sums over the tasks of one node that have not ended.
 
+    Attributes:
+        held: how many hold something.
+        tasks: how many of these are wanted.
+        nano_cpus: what the held reserve.
+        memory_bytes: likewise.
+        by_service: how many are wanted of each service.
+        host_ports: which ports of the node are held.
+    """
+
+    held: int = 0
     tasks: int = 0
     nano_cpus: int = 0
     memory_bytes: int = 0
@@ -49,7 +61,17 @@ class NodeUsage(msgspec.Struct):
     host_ports: dict[HostPort, int] = {}
 
 
+class _Counted(msgspec.Struct, frozen=True):
+    """What a task added: the version of its spec may be gone when it is taken off again."""
+
+    node_id: NodeID
+    service_id: ServiceID
+    needs: Needs
+    is_wanted: bool
+
+
 NeedsOf = Callable[[Task], Needs]
+_NOTHING = NodeUsage()
 
 
 class Usage:
@@ -59,14 +81,13 @@ class Usage:
         """Count the tasks once."""
         self._nodes: dict[NodeID, NodeUsage] = {}
         self._needs_of = needs_of
-        # What each counted task added: its spec version may be gone when it is taken off again.
-        self._counted: dict[str, tuple[NodeID, ServiceID, Needs]] = {}
+        self._counted: dict[TaskID, _Counted] = {}
         for task in tasks:
             self.apply(None, task)
 
     def of(self, node_id: NodeID) -> NodeUsage:
         """Return the usage of a node (zeros if it has no task); do not modify it."""
-        return self._nodes.get(node_id) or NodeUsage()
+        return self._nodes.get(node_id, _NOTHING)
 
     def apply(self, old: Task | None, new: Task | None) -> bool:
         """Take a created (`old` None), changed or deleted (`new` None) task into account.
@@ -76,36 +97,57 @@ class Usage:
         """
         changed = new or old
         assert changed is not None
-        was_counted = changed.id in self._counted
-        is_counted = new is not None and _holds_resources(new)
-        is_freed = was_counted and not is_counted
-        if is_freed:
-            self._add(*self._counted.pop(changed.id), sign=-1)
-        if is_counted and not was_counted:
-            assert new is not None
-            entry = (new.node_id, new.service_id, self._needs_of(new))
-            self._counted[new.id] = entry
-            self._add(*entry, sign=1)
-        return is_freed
+        before = self._counted.get(changed.id)
+        is_held = new is not None and _holds_resources(new)
+        is_wanted = is_held and changed.desired_state <= TaskState.RUNNING
+        if before is None:
+            if is_held:
+                counted = _Counted(
+                    changed.node_id, changed.service_id, self._needs_of(changed), is_wanted
+                )
+                self._counted[changed.id] = counted
+                self._hold(counted, 1)
+                self._want(counted, 1)
+            return False
+        if not is_held:
+            del self._counted[changed.id]
+            self._want(before, -1)
+            self._hold(before, -1)
+            return True
+        if is_wanted is before.is_wanted:
+            return False
+        after = msgspec.structs.replace(before, is_wanted=is_wanted)
+        self._counted[changed.id] = after
+        self._want(before, -1)
+        self._want(after, 1)
+        return before.is_wanted
 
-    def _add(self, node_id: NodeID, service_id: ServiceID, needs: Needs, *, sign: int) -> None:
-        usage = self._nodes.setdefault(node_id, NodeUsage(by_service={}, host_ports={}))
-        usage.tasks += sign
-        usage.nano_cpus += sign * needs.reservations.nano_cpus
-        usage.memory_bytes += sign * needs.reservations.memory_bytes
-        _count(usage.by_service, service_id, sign)
-        for port in needs.host_ports:
+    def _hold(self, counted: _Counted, sign: int) -> None:
+        usage = self._nodes.get(counted.node_id)
+        if usage is None:
+            usage = self._nodes[counted.node_id] = NodeUsage(by_service={}, host_ports={})
+        reservations = counted.needs.reservations
+        usage.held += sign
+        usage.nano_cpus += sign * reservations.nano_cpus
+        usage.memory_bytes += sign * reservations.memory_bytes
+        for port in counted.needs.host_ports:
             _count(usage.host_ports, port, sign)
+        if not usage.held:
+            del self._nodes[counted.node_id]
+
+    def _want(self, counted: _Counted, sign: int) -> None:
+        if counted.is_wanted:
+            usage = self._nodes[counted.node_id]
+            usage.tasks += sign
+            _count(usage.by_service, counted.service_id, sign)
+
+    def nodes(self) -> Mapping[NodeID, NodeUsage]:
+        """Return the usage of the nodes that have a task; do not modify it."""
+        return self._nodes
 
     def check(self, tasks: Iterable[Task]) -> None:
         """Assert that the sums equal a full count of `tasks`."""
-        fresh = Usage(tasks, self._needs_of)
-        mine = {n: u for n, u in self._nodes.items() if u.tasks}
-        assert mine == fresh._nodes
-
-    def by_node(self) -> Mapping[NodeID, NodeUsage]:
-        """Return all nodes that ever had a task; do not modify it."""
-        return self._nodes
+        assert self._nodes == Usage(tasks, self._needs_of).nodes()
 
 
 _Key = TypeVar("_Key")
@@ -121,5 +163,5 @@ def _count(counts: dict[_Key, int], key: _Key, sign: int) -> None:
 
 
 def _holds_resources(task: Task) -> bool:
-    """Tell whether the task has a node and has not ended."""
-    return bool(task.node_id) and not task.status.state.is_terminal
+    """Tell whether the task was given to its node and has not ended."""
+    return TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING

@@ -58,10 +58,8 @@ def refuse_unsupported_cluster(spec: ClusterSpec) -> None:
 
 def _mode(mode: ServiceMode) -> Iterator[str]:
     match mode:
-        case ReplicatedMode():
+        case ReplicatedMode() | GlobalMode():
             return
-        case GlobalMode():
-            yield "mode global"
         case ReplicatedJobMode():
             yield "mode replicated-job"
         case GlobalJobMode():

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from manager.orchestrator.draft import ServicePlan, ServiceState
+from manager.orchestrator.nodes import Nodes
 from manager.orchestrator.step import step
 from manager.orchestrator.update import rollback_refused
 from manager.store.store import Store
@@ -28,11 +29,12 @@ from manager.store.transaction import Transaction
 from manager.store.watch import Change, Event, Resync, Watch
 from proto.clock import Clock
 from proto.errors import InUseError, ResourceExhaustedError, SwarmError
-from proto.ids import ServiceID
+from proto.ids import NodeID, ServiceID
 from proto.objects import (
     Cluster,
     Endpoint,
     EndpointSpec,
+    GlobalMode,
     Node,
     PortConfig,
     Service,
@@ -82,7 +84,9 @@ class Orchestrator:
         self._dirty: dict[ServiceID, None] = {}
         self._wakes: dict[ServiceID, float] = {}
         self._short: dict[ServiceID, None] = {}
+        self._global: dict[ServiceID, None] = {}
         self._usage: Usage | None = None
+        self._nodes: tuple[object, Nodes] | None = None
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -120,6 +124,11 @@ class Orchestrator:
     def _start_over(self, view: View) -> None:
         """Forget what was derived and derive it from a view."""
         self._usage = Usage(view.tasks, lambda task: _needs(self._store.head(), task))
+        self._global = {
+            service.id: None
+            for service in sorted(view.services, key=lambda service: service.id)
+            if isinstance(service.spec.mode, GlobalMode)
+        }
         self._mark_all(view)
 
     def _mark_all(self, view: View) -> None:
@@ -138,20 +147,43 @@ class Orchestrator:
         changed = event.new or event.old
         match changed:
             case Task():
-                assert self._usage is not None
-                old, new = event.old, event.new
-                assert old is None or isinstance(old, Task)
-                assert new is None or isinstance(new, Task)
-                if self._usage.apply(old, new):
-                    self._dirty.update(self._short)
-                self._dirty[changed.service_id] = None
+                self._take_task(event)
             case Service():
                 self._dirty[changed.id] = None
-            case Node() | Cluster():
+                # A service's mode never changes.
+                if event.new is None:
+                    self._global.pop(changed.id, None)
+                elif isinstance(changed.spec.mode, GlobalMode):
+                    self._global[changed.id] = None
+            case Node():
+                if _matters(event):
+                    self._mark_concerned(changed.id)
+            case Cluster():
                 if _matters(event):
                     self._mark_all(self._store.view())
             case _:
                 pass
+
+    def _take_task(self, event: Change) -> None:
+        """Count a task's change; what it frees is for those that wait."""
+        assert self._usage is not None
+        old, new = event.old, event.new
+        assert old is None or isinstance(old, Task)
+        assert new is None or isinstance(new, Task)
+        changed = new or old
+        assert changed is not None
+        if self._usage.apply(old, new):
+            self._dirty.update(self._short)
+        self._dirty[changed.service_id] = None
+
+    def _mark_concerned(self, node_id: NodeID) -> None:
+        """Mark whom a change of a node concerns.
+
+        Those with a task there, those with a task that waits, and those that are everywhere.
+        """
+        marked = {task.service_id for task in self._store.head().tasks.find("node_id", node_id)}
+        for service_id in (*sorted(marked), *self._short, *self._global):
+            self._dirty[service_id] = None
 
     async def _work(self, watch: Watch) -> None:
         """Step every service that is due."""
@@ -174,7 +206,7 @@ class Orchestrator:
         view = self._store.head()
         plan = step(
             state_of(view, service_id),
-            nodes=sorted(view.nodes, key=lambda node: node.id),
+            nodes=self._nodes_of(view),
             usage=self._usage,
             history_limit=_history_limit(view),
             now=self._clock.wall(),
@@ -193,6 +225,12 @@ class Orchestrator:
                 return
             _log_plan(service_id, part)
         await self._prune_specs(service_id)
+
+    def _nodes_of(self, view: View) -> Nodes:
+        """Return the nodes of a view, sorted out; anew only when one has changed."""
+        if self._nodes is None or self._nodes[0] is not view.nodes:
+            self._nodes = (view.nodes, Nodes(view.nodes))
+        return self._nodes[1]
 
     async def _prune_specs(self, service_id: ServiceID) -> None:
         """Drop the versions of a spec that neither the service nor a task names."""
@@ -325,10 +363,11 @@ def unused_specs(view: View | Transaction, service_id: ServiceID) -> list[Servic
     service = view.services.get(service_id)
     named = {service.spec_version} if service is not None else set()
     candidates = [row for row in rows if row.spec_version not in named]
-    if not candidates:
-        return []
-    named |= {task.spec_version for task in view.tasks.find("service_id", service_id)}
-    return [row for row in candidates if row.spec_version not in named]
+    return [
+        row
+        for row in candidates
+        if not view.tasks.count("spec_version", spec_version_id(service_id, row.spec_version))
+    ]
 
 
 def _delete_specs(tx: Transaction, service_id: ServiceID) -> None:
@@ -351,9 +390,13 @@ def _matters(event: Change) -> bool:
     """Tell whether a change of a node or of the cluster may change a plan."""
     old, new = event.old, event.new
     if isinstance(old, Node) and isinstance(new, Node):
-        return (old.spec, old.status.state, old.description) != (
-            new.spec,
-            new.status.state,
-            new.description,
-        )
+        return _traits(old) != _traits(new)
+    if isinstance(old, Cluster) and isinstance(new, Cluster):
+        limits = [cluster.spec.task_history_retention_limit for cluster in (old, new)]
+        return limits[0] != limits[1]
     return True
+
+
+def _traits(node: Node) -> tuple[object, ...]:
+    """Return what of a node decides whether tasks go or stay there."""
+    return (node.spec, node.status.state, node.status.addr, node.description, node.role)

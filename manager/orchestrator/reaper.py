@@ -2,13 +2,14 @@
 
 A slot keeps `history_limit` tasks, the running one included (Docker's `--task-history-limit`, 5),
 and as many more as a restart policy's `max_attempts` needs to count. A removed task's row goes
-once it has ended or never reached a node: only then does its node forget it, container and all.
+once it has ended or never reached its node: only then does its node forget it, container and all.
+Of a global service the rows of a node that was removed go too: nothing will follow there.
 Source: swarmkit manager/orchestrator/taskreaper.
 """
 
 from __future__ import annotations
 
-from manager.orchestrator.draft import Draft
+from manager.orchestrator.draft import Draft, is_wanted
 from proto.objects import Task
 from proto.states import TaskState
 
@@ -16,7 +17,8 @@ from proto.states import TaskState
 def reap(draft: Draft, *, history_limit: int) -> None:
     """Drop the rows that are no longer needed; a negative limit keeps all history."""
     for task in draft.tasks():
-        if task.desired_state is TaskState.REMOVE and is_over(task):
+        is_useless = task.desired_state is TaskState.REMOVE or _is_slot_gone(draft, task)
+        if is_useless and is_over(task):
             draft.delete(task)
     if history_limit < 0:
         return
@@ -27,9 +29,13 @@ def reap(draft: Draft, *, history_limit: int) -> None:
         for task in tasks:
             if surplus <= 0:
                 break
-            if task.desired_state > TaskState.RUNNING and is_over(task) and task not in kept:
+            if not is_wanted(task) and is_over(task) and task not in kept:
                 draft.delete(task)
                 surplus -= 1
+
+
+def _is_slot_gone(draft: Draft, task: Task) -> bool:
+    return not task.slot and task.node_id not in draft.nodes.by_id
 
 
 def _newest_attempt(draft: Draft, tasks: list[Task]) -> Task | None:
@@ -40,7 +46,7 @@ def _newest_attempt(draft: Draft, tasks: list[Task]) -> Task | None:
 
 def is_over(task: Task) -> bool:
     """Tell whether no node has anything of this task that runs."""
-    return task.status.state.is_terminal or not task.node_id
+    return task.status.state.is_terminal or task.status.state < TaskState.ASSIGNED
 
 
 def _attempts_needed(draft: Draft, newest: Task) -> int:

@@ -20,15 +20,28 @@ STABLE_SECONDS = 60.0
 JITTER = 0.1
 
 
+_BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
+
+
+def is_ended_by_itself(task: Task) -> bool:
+    """Tell whether a task ended though nobody wanted it to: only this is what policies are for.
+
+    A task that was stopped because of its node, or whose node will never tell, has done nothing
+    that a delay or a count of attempts should answer.
+    """
+    return task.status.state in _BY_ITSELF
+
+
 def is_replaced(slot: Sequence[Task], policy: RestartPolicy) -> bool:
-    """Tell whether the slot's newest task, which has ended, is to be followed by another.
+    """Tell whether the slot's newest task, which is not wanted, is to be followed by another.
 
     Args:
         slot: the slot's tasks, oldest first.
         policy: of the newest task's own spec version.
     """
     newest = slot[-1]
-    assert newest.status.state.is_terminal
+    if not is_ended_by_itself(newest):
+        return is_moved(policy)
     match policy.condition:
         case RestartCondition.NONE:
             return False
@@ -39,10 +52,10 @@ def is_replaced(slot: Sequence[Task], policy: RestartPolicy) -> bool:
 
 
 def is_moved(policy: RestartPolicy) -> bool:
-    """Tell whether a task that is stopped because its node is drained is followed by another.
+    """Tell whether a task that is stopped because of its node is followed by another.
 
     One that must never be restarted is not begun anew elsewhere. Source: swarmkit restarts tasks
-    of a drained node by their policy.
+    of a drained or dead node by their policy.
     """
     return policy.condition is not RestartCondition.NONE
 

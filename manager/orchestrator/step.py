@@ -8,20 +8,21 @@ and of the log of one entry each. A task that cannot be placed stays PENDING wit
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from manager.orchestrator.draft import Draft, ServicePlan, ServiceState
-from manager.orchestrator.replicated import reconcile
+from manager.orchestrator.draft import Draft, ServicePlan, ServiceState, is_wanted, slot_of
+from manager.orchestrator.nodes import Nodes
+from manager.orchestrator.reconcile import reconcile
 from proto.ids import ServiceID, TaskID
-from proto.objects import Node, NodeAvailability, Task
+from proto.objects import Task
 from proto.states import Actor, TaskState
-from scheduler import Placement, Refusal, TaskGroup, Usage, needs_of, place
+from scheduler import Decision, Placement, Refusal, TaskGroup, Usage, confirm, needs_of, place
 
 
 def step(
     state: ServiceState,
     *,
-    nodes: Sequence[Node],
+    nodes: Nodes,
     usage: Usage,
     history_limit: int,
     now: float,
@@ -31,14 +32,13 @@ def step(
 
     Args:
         state: the service, its tasks and their specs, of one view of the store.
-        nodes: all nodes of that view.
+        nodes: all nodes of that view, sorted out.
         usage: what tasks take of the nodes; the caller adds the plan to it before the next service.
         history_limit: tasks kept per slot.
         now: seconds since the epoch.
         rng: draws IDs and jitter.
     """
-    drained = {node.id for node in nodes if node.spec.availability is NodeAvailability.DRAIN}
-    draft = reconcile(state, history_limit=history_limit, now=now, rng=rng, drained=drained)
+    draft = reconcile(state, nodes, history_limit=history_limit, now=now, rng=rng)
     _allocate(draft)
     _schedule(draft, nodes, usage)
     return draft.plan()
@@ -52,31 +52,46 @@ def _allocate(draft: Draft) -> None:
             draft.advance(task, Actor.ALLOCATOR, TaskState.PENDING, message)
 
 
-def _schedule(draft: Draft, nodes: Sequence[Node], usage: Usage) -> None:
+def _schedule(draft: Draft, nodes: Nodes, usage: Usage) -> None:
     """Place the PENDING tasks that are wanted, the oldest slots first."""
     waiting: dict[int, dict[TaskID, Task]] = {}
-    for task in sorted(draft.tasks(), key=lambda t: (t.slot, t.created_at, t.id)):
-        if task.status.state is TaskState.PENDING and task.desired_state <= TaskState.RUNNING:
-            waiting.setdefault(task.spec_version, {})[task.id] = task
-    placed: list[Task] = []
+    pending = [t for t in draft.tasks() if t.status.state is TaskState.PENDING and is_wanted(t)]
+    if not pending:
+        return
+    for task in sorted(pending, key=lambda t: (slot_of(t), t.created_at, t.id)):
+        waiting.setdefault(task.spec_version, {})[task.id] = task
+    # What this pass wants no more makes room in the spread, and is taken back below: what counts
+    # for others is what will have been written.
+    changes = [(old, new) for old, new in draft.changes() if old.node_id]
+    for old, new in changes:
+        usage.apply(old, new)
     for spec_version, tasks in sorted(waiting.items()):
-        spec = draft.state.specs[spec_version]
-        group = TaskGroup(
-            service_id=ServiceID(draft.state.service_id),
-            spec=spec.task,
-            task_ids=tuple(tasks),
-            host_ports=needs_of(spec).host_ports,
-        )
-        for decision in place(group, nodes, usage):
+        for decision in _decide(draft, spec_version, tasks, nodes, usage):
+            task = tasks[decision.task_id]
             match decision:
                 case Placement():
-                    placed.append(draft.assign(tasks[decision.task_id], decision.node_id))
+                    placed = draft.assign(task, decision.node_id)
+                    # The next version's tasks find what this one's have taken.
+                    usage.apply(None, placed)
+                    changes.append((task, placed))
                 case Refusal():
-                    draft.refuse(tasks[decision.task_id], decision.reason)
+                    draft.explain(task, decision.reason)
                     draft.is_short = True
-        # The next version's tasks find what this one's have taken, ...
-        for task in placed:
-            usage.apply(None, task)
-    # ... but what counts for others is what will have been written.
-    for task in placed:
-        usage.apply(task, None)
+    for old, new in reversed(changes):
+        usage.apply(new, old)
+
+
+def _decide(
+    draft: Draft, spec_version: int, tasks: Mapping[TaskID, Task], nodes: Nodes, usage: Usage
+) -> list[Decision]:
+    spec = draft.state.specs[spec_version]
+    group = TaskGroup(
+        service_id=ServiceID(draft.state.service_id),
+        spec=spec.task,
+        task_ids=tuple(tasks),
+        host_ports=needs_of(spec).host_ports,
+    )
+    if draft.is_global:
+        own = [task.node_id for task in tasks.values()]
+        return confirm(group, own, nodes.by_id, usage)
+    return place(group, nodes.all, usage)

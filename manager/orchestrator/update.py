@@ -1,22 +1,26 @@
 """The updater: replaces tasks of an older spec, a few at a time. Level-based, like all of a pass.
 
 A slot is *dirty* when its wanted task was made from another task template than the service's
-present one. A slot is *in flight* when its task of the present spec is not RUNNING yet, has been
-for less than the update's delay, or is yet to be made after a restart delay. As many dirty slots
-are switched as `parallelism` leaves room beside those in flight. A task of the present spec that
-ends within `monitor` of RUNNING, or never gets there, is a failure; too many pause the update, roll
-it back, or count for nothing, as the spec says. Source of defaults and rules: swarm semantics of
-updates (swarmkit manager/orchestrator/update).
+present one; placement constraints make no difference while the task's node meets the new ones. A
+slot of a global service on a node that takes no tasks now is left alone until it does, since its
+next task could not be placed. A slot is *in flight* when its task of the present spec is not
+RUNNING yet, has been for less than the update's delay, or is yet to be made after a restart delay.
+As many dirty slots are switched as `parallelism` leaves room beside those in flight. A task of the
+present spec that ends within `monitor` of RUNNING, or never gets there, is a failure; too many
+pause the update, roll it back, or count for nothing, as the spec says.
+Source of defaults and rules: swarm semantics of updates (swarmkit manager/orchestrator/update).
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from manager.orchestrator.draft import Draft
+from manager.orchestrator.difference import Difference
+from manager.orchestrator.draft import Draft, Slot, is_wanted, slot_of
 from manager.orchestrator.restart import is_replaced, restart_delay_seconds
 from proto.objects import NANOSECONDS, Service, Task, UpdateConfig, UpdateStatus
 from proto.states import TaskState
+from scheduler import meets_constraints
 
 UPDATING = "updating"
 PAUSED = "paused"
@@ -33,13 +37,11 @@ def is_dirty(draft: Draft, task: Task) -> bool:
     assert draft.service is not None
     if task.spec_version == draft.service.spec_version:
         return False
-    old, new = draft.spec_of(task), draft.service.spec
-    return old.task != new.task or _ports(old) != _ports(new)
-
-
-def _ports(spec: object) -> object:
-    endpoint = getattr(spec, "endpoint", None)
-    return endpoint.ports if endpoint else ()
+    difference = draft.difference(task.spec_version)
+    if difference is Difference.CONSTRAINTS and task.status.state >= TaskState.ASSIGNED:
+        node = draft.nodes.by_id.get(task.node_id)
+        return node is None or not meets_constraints(draft.service.spec.task, node)
+    return difference is not Difference.NONE
 
 
 def config_of(service: Service) -> UpdateConfig:
@@ -62,11 +64,14 @@ def update(draft: Draft) -> None:
     """Do what is due of a rolling update."""
     assert draft.service is not None
     slots = {
-        number: [t for t in tasks if t.desired_state <= TaskState.RUNNING]
-        for number, tasks in draft.slots().items()
+        slot: [task for task in tasks if is_wanted(task)] for slot, tasks in draft.slots().items()
     }
-    slots = {number: _present_last(draft, tasks) for number, tasks in slots.items() if tasks}
-    dirty = {n: ts for n, ts in slots.items() if is_dirty(draft, ts[-1])}
+    slots = {slot: _present_last(draft, tasks) for slot, tasks in slots.items() if tasks}
+    dirty = {
+        slot: tasks
+        for slot, tasks in slots.items()
+        if is_dirty(draft, tasks[-1]) and _is_open(draft, slot)
+    }
     _finish_start_first(draft, slots)
     if _state(draft.service) in _HALTED:
         return
@@ -76,19 +81,30 @@ def update(draft: Draft) -> None:
         return
     if _has_failed(draft, len(slots) + len(draft.waiting)):
         return
-    in_flight = [n for n, ts in slots.items() if n not in dirty and _is_in_flight(draft, ts[-1])]
+    in_flight = [
+        slot
+        for slot, tasks in slots.items()
+        if slot not in dirty and _is_in_flight(draft, tasks[-1])
+    ]
     if dirty:
         _switch(draft, dirty, busy=len(in_flight) + len(draft.waiting))
     elif not in_flight and not draft.waiting:
         _complete(draft, slots)
 
 
+def _is_open(draft: Draft, slot: Slot) -> bool:
+    """Tell whether a slot could have another task now."""
+    return not draft.is_global or slot[1] in draft.nodes.taking
+
+
 def _present_last(draft: Draft, tasks: list[Task]) -> list[Task]:
     """Put a task of the present spec last: it is the newest, whatever the clock said meanwhile."""
+    if len(tasks) == 1:
+        return tasks
     return sorted(tasks, key=lambda task: not is_dirty(draft, task))
 
 
-def _finish_start_first(draft: Draft, slots: dict[int, list[Task]]) -> None:
+def _finish_start_first(draft: Draft, slots: dict[Slot, list[Task]]) -> None:
     """Stop the older of two wanted tasks of a slot once the newer one runs."""
     for tasks in slots.values():
         if len(tasks) > 1 and tasks[-1].status.state is TaskState.RUNNING:
@@ -109,25 +125,25 @@ def _is_in_flight(draft: Draft, task: Task) -> bool:
     return False
 
 
-def _switch(draft: Draft, dirty: dict[int, list[Task]], *, busy: int) -> None:
+def _switch(draft: Draft, dirty: dict[Slot, list[Task]], *, busy: int) -> None:
     assert draft.service is not None
     config = config_of(draft.service)
     room = len(dirty) if config.parallelism == 0 else config.parallelism - busy
     # Tasks that do not run are replaced first: they lose nothing by it.
-    order = sorted(dirty, key=lambda n: (dirty[n][-1].status.state is TaskState.RUNNING, n))
-    for number in order:
+    order = sorted(dirty, key=lambda s: (dirty[s][-1].status.state is TaskState.RUNNING, s))
+    for slot in order:
         if room <= 0:
             break
         if config.order == "start-first":
-            room -= _start_beside(draft, number, dirty[number])
+            room -= _start_beside(draft, slot, dirty[slot])
             continue
         room -= 1
-        for task in dirty[number]:
+        for task in dirty[slot]:
             draft.want(task, TaskState.SHUTDOWN)
-        draft.create(number, desired=TaskState.READY)
+        draft.create(slot, desired=TaskState.READY)
 
 
-def _start_beside(draft: Draft, number: int, old: list[Task]) -> bool:
+def _start_beside(draft: Draft, slot: Slot, old: list[Task]) -> bool:
     """Start a slot's task of the present spec beside the old one; tell whether that takes room.
 
     A task of the present spec that ended before it ran leaves the old one in its place. It is
@@ -135,7 +151,7 @@ def _start_beside(draft: Draft, number: int, old: list[Task]) -> bool:
     until the user helps, and the others get their turn.
     """
     assert draft.service is not None
-    attempts = _attempts(draft, number)
+    attempts = _attempts(draft, slot)
     if attempts:
         newest = attempts[-1]
         if newest.status.running_at:
@@ -150,18 +166,18 @@ def _start_beside(draft: Draft, number: int, old: list[Task]) -> bool:
         if newest.status.timestamp + delay > draft.now:
             draft.wake(newest.status.timestamp + delay)
             return True
-    draft.create(number)
+    draft.create(slot)
     return True
 
 
-def _attempts(draft: Draft, number: int) -> list[Task]:
+def _attempts(draft: Draft, slot: Slot) -> list[Task]:
     """List the tasks of a slot by which this update tried the present spec and that have ended."""
     service = draft.service
     assert service is not None
     started_at = service.update_status.started_at if service.update_status else None
     return [
         task
-        for task in draft.slots().get(number, [])
+        for task in draft.slots().get(slot, [])
         if task.spec_version == service.spec_version
         and task.status.state.is_terminal
         and task.created_at >= (started_at or 0.0)
@@ -178,7 +194,7 @@ def _has_failed(draft: Draft, slot_count: int) -> bool:
     )
     if not failed or config.failure_action == "continue":
         return False
-    if len({t.slot for t in failed}) / max(slot_count, 1) <= config.max_failure_ratio:
+    if len(set(map(slot_of, failed))) / max(slot_count, 1) <= config.max_failure_ratio:
         return False
     is_rollback = _state(service) == ROLLBACK_STARTED
     verb = "rollback" if is_rollback else "update"
@@ -228,7 +244,7 @@ def rollback_refused(service: Service, reason: str) -> Service:
     return msgspec.structs.replace(service, update_status=status)
 
 
-def _complete(draft: Draft, slots: dict[int, list[Task]]) -> None:
+def _complete(draft: Draft, slots: dict[Slot, list[Task]]) -> None:
     """End the update when every task of the present spec has outlived its monitoring time."""
     service = draft.service
     assert service is not None

@@ -41,7 +41,7 @@ def spec(name="web", **changes):
         ({"Name": "x" * 64}, 400, "63"),
         ({"Mode": {"Replicated": {"Replicas": -1}}}, 400, "replicas"),
         ({"Mode": {"Replicated": {"Replicas": 10**9}}}, 400, "replicas"),
-        ({"Mode": {"Global": {}}}, 501, "global"),
+        ({"Mode": {"GlobalJob": {}}}, 501, "global-job"),
         (
             {
                 "TaskTemplate": {

@@ -406,7 +406,6 @@ def unsupported() -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], 
     generic = Resources(generic=(GenericResource(kind="gpu", value="1"),))
     privileges = "privileges"
     return [
-        ({"mode": GlobalMode()}, {}, {}, "mode global"),
         ({"mode": ReplicatedJobMode()}, {}, {}, "mode replicated-job"),
         ({"mode": GlobalJobMode()}, {}, {}, "mode global-job"),
         ({}, {"runtime": "plugin"}, {}, "runtime plugin"),
@@ -450,13 +449,13 @@ async def test_what_cannot_be_served_yet_is_refused(
 async def test_all_unsupported_wishes_are_told_at_once(control: Control, make_spec: Any):
     """The user need not find them one by one."""
     spec = make_spec("web", secrets=(SecretReference(secret_name="s1"),), isolation="hyperv")
-    sentence = r"mode global, secrets \(s1\), isolation hyperv .*; leave it out"
+    sentence = r"mode global-job, secrets \(s1\), isolation hyperv .*; leave it out"
     with pytest.raises(NotImplementedYetError, match=sentence):
-        await control.create_service(replace(spec, mode=GlobalMode()))
+        await control.create_service(replace(spec, mode=GlobalJobMode()))
 
 
 async def test_what_this_version_does_is_accepted(control: Control, make_spec: Any):
-    """Health checks, log drivers, local volumes and default profiles are stored."""
+    """Mode global, health checks, log drivers, local volumes and default profiles are stored."""
     spec = make_spec(
         "web",
         healthcheck=HealthConfig(test=("CMD", "true")),
@@ -464,7 +463,7 @@ async def test_what_this_version_does_is_accepted(control: Control, make_spec: A
         mounts=(Mount(target="/a", source="vol", volume_driver=Driver(name="local")),),
         privileges=Privileges(apparmor_mode="disabled", selinux_disable=True),
     )
-    spec = replace(spec, task=replace(spec.task, log_driver=Driver(name="none")))
+    spec = replace(spec, mode=GlobalMode(), task=replace(spec.task, log_driver=Driver(name="none")))
     await control.create_service(spec)
     assert control.service("web").spec == spec
 

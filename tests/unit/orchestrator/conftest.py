@@ -7,9 +7,11 @@ import msgspec
 import pytest
 
 from manager.orchestrator.draft import ServicePlan, ServiceState
+from manager.orchestrator.nodes import Nodes
 from manager.orchestrator.step import step
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import (
+    GlobalMode,
     Node,
     NodeAvailability,
     NodeDescription,
@@ -30,32 +32,37 @@ from proto.states import TaskState
 from scheduler import Usage, needs_of
 
 
+def _node(name: str) -> Node:
+    return Node(
+        id=NodeID(name),
+        spec=NodeSpec(),
+        description=NodeDescription(
+            hostname=name.replace("node", "host"),
+            resources=Resources(nano_cpus=4 * 10**9, memory_bytes=2**33),
+        ),
+        status=NodeStatus(state=NodeState.READY),
+    )
+
+
 class World:
     """One service on some nodes, advanced by hand."""
 
-    def __init__(self, *, replicas: int = 3, nodes: int = 1, seed: int = 1) -> None:
+    def __init__(
+        self, *, replicas: int = 3, nodes: int = 1, seed: int = 1, is_global: bool = False
+    ) -> None:
         self.rng = random.Random(seed)
         self.now = 1000.0
         self.history_limit = 5
         self.service: Service | None = Service(
             id=ServiceID("svc"),
-            spec=ServiceSpec(name="web", mode=ReplicatedMode(replicas=replicas)),
+            spec=ServiceSpec(
+                name="web", mode=GlobalMode() if is_global else ReplicatedMode(replicas=replicas)
+            ),
             spec_version=1,
         )
         self.specs = {1: self.service.spec}
         self.tasks: dict[TaskID, Task] = {}
-        self.nodes = [
-            Node(
-                id=NodeID(f"node{i}"),
-                spec=NodeSpec(),
-                description=NodeDescription(
-                    hostname=f"host{i}",
-                    resources=Resources(nano_cpus=4 * 10**9, memory_bytes=2**33),
-                ),
-                status=NodeStatus(state=NodeState.READY),
-            )
-            for i in range(nodes)
-        ]
+        self.nodes = [_node(f"node{i}") for i in range(nodes)]
 
     def state(self) -> ServiceState:
         """Return what a step is given."""
@@ -69,7 +76,7 @@ class World:
         )
         plan = step(
             self.state(),
-            nodes=self.nodes,
+            nodes=Nodes(self.nodes),
             usage=usage,
             history_limit=self.history_limit,
             now=self.now,
@@ -99,7 +106,9 @@ class World:
     def obey(self) -> None:
         """Play good agents: run what is wanted, stop what is not."""
         for task in list(self.tasks.values()):
-            if not task.node_id or task.status.state.is_terminal:
+            if task.status.state < TaskState.ASSIGNED or task.status.state.is_terminal:
+                continue
+            if not self.reachable(task):
                 continue
             if task.desired_state > TaskState.RUNNING:
                 self.report(task, TaskState.SHUTDOWN)
@@ -128,15 +137,38 @@ class World:
         )
         self.nodes[node] = msgspec.structs.replace(old, spec=spec)
 
+    def set_node(self, node: int, *, state: NodeState | None = None, labels=None) -> None:
+        """Give a node another state or other labels."""
+        old = self.nodes[node]
+        if state is not None:
+            old = msgspec.structs.replace(old, status=NodeStatus(state=state))
+        if labels is not None:
+            old = msgspec.structs.replace(
+                old, spec=msgspec.structs.replace(old.spec, labels=labels)
+            )
+        self.nodes[node] = old
+
+    def remove_node(self, node: int) -> None:
+        """Remove a node from the cluster."""
+        del self.nodes[node]
+
+    def add_node(self, name: str) -> None:
+        """Add a node that is like the first."""
+        self.nodes.append(_node(name))
+
+    def reachable(self, task: Task) -> bool:
+        """Tell whether a task's node is there to do what it is told."""
+        return any(n.id == task.node_id and n.status.state is NodeState.READY for n in self.nodes)
+
     def wanted(self) -> list[Task]:
         """Return the tasks that are wanted, by slot."""
         tasks = [t for t in self.tasks.values() if t.desired_state <= TaskState.RUNNING]
-        return sorted(tasks, key=lambda t: t.slot)
+        return sorted(tasks, key=lambda t: (t.slot, t.node_id))
 
     def running(self) -> list[Task]:
         """Return the tasks that run, by slot."""
         tasks = [t for t in self.tasks.values() if t.status.state is TaskState.RUNNING]
-        return sorted(tasks, key=lambda t: t.slot)
+        return sorted(tasks, key=lambda t: (t.slot, t.node_id))
 
     def scale(self, replicas: int) -> None:
         """Ask for another number of replicas."""
@@ -152,11 +184,13 @@ class World:
         update: UpdateConfig | None = None,
         rollback: UpdateConfig | None = None,
         resources: Resources | None = None,
+        constraints: tuple[str, ...] | None = None,
+        task: TaskSpec | None = None,
     ) -> None:
         """Make a new version of the spec."""
         assert self.service is not None
         spec = self.service.spec
-        task: TaskSpec = spec.task
+        task = task or spec.task
         if image is not None:
             container = msgspec.structs.replace(task.container, image=image)
             task = msgspec.structs.replace(task, container=container)
@@ -165,6 +199,9 @@ class World:
         if resources is not None:
             requirements = msgspec.structs.replace(task.resources, reservations=resources)
             task = msgspec.structs.replace(task, resources=requirements)
+        if constraints is not None:
+            placement = msgspec.structs.replace(task.placement, constraints=constraints)
+            task = msgspec.structs.replace(task, placement=placement)
         spec = msgspec.structs.replace(
             spec, task=task, update=update or spec.update, rollback=rollback or spec.rollback
         )
