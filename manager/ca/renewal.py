@@ -150,6 +150,6 @@ class Renewer:
 
     async def _tell(self) -> None:
         """Show the authority the certificate that is now held."""
-        _, roots_pem = await self._request(self._credentials.source().certificate_pem)
+        # The roots in the answer are not taken: the session may have told newer ones meanwhile.
+        await self._request(self._credentials.source().certificate_pem)
         self._is_untold = False
-        await asyncio.to_thread(self._credentials.set_roots, roots_pem)
