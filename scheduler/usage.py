@@ -8,7 +8,8 @@ or that comes back with tasks which were replaced meanwhile, is not full of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
@@ -82,6 +83,8 @@ class Usage:
         self._nodes: dict[NodeID, NodeUsage] = {}
         self._needs_of = needs_of
         self._counted: dict[TaskID, _Counted] = {}
+        # During a trial: what was counted of the tasks that it has touched.
+        self._before: dict[TaskID, _Counted | None] | None = None
         for task in tasks:
             self.apply(None, task)
 
@@ -99,28 +102,42 @@ class Usage:
         assert changed is not None
         before = self._counted.get(changed.id)
         is_held = new is not None and _holds_resources(new)
-        is_wanted = is_held and changed.desired_state <= TaskState.RUNNING
+        after = None
+        if is_held:
+            needs = before.needs if before is not None else self._needs_of(changed)
+            is_wanted = changed.desired_state <= TaskState.RUNNING
+            after = _Counted(changed.node_id, changed.service_id, needs, is_wanted)
+        self._set(changed.id, after)
         if before is None:
-            if is_held:
-                counted = _Counted(
-                    changed.node_id, changed.service_id, self._needs_of(changed), is_wanted
-                )
-                self._counted[changed.id] = counted
-                self._hold(counted, 1)
-                self._want(counted, 1)
             return False
-        if not is_held:
-            del self._counted[changed.id]
+        return after is None or (before.is_wanted and not after.is_wanted)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Undo at the end of the block what is applied within it."""
+        assert self._before is None
+        self._before = {}
+        try:
+            yield
+        finally:
+            before, self._before = self._before, None
+            for task_id, counted in before.items():
+                self._set(task_id, counted)
+
+    def _set(self, task_id: TaskID, after: _Counted | None) -> None:
+        before = self._counted.get(task_id)
+        if after == before:
+            return
+        if self._before is not None:
+            self._before.setdefault(task_id, before)
+        if before is not None:
             self._want(before, -1)
             self._hold(before, -1)
-            return True
-        if is_wanted is before.is_wanted:
-            return False
-        after = msgspec.structs.replace(before, is_wanted=is_wanted)
-        self._counted[changed.id] = after
-        self._want(before, -1)
-        self._want(after, 1)
-        return before.is_wanted
+            del self._counted[task_id]
+        if after is not None:
+            self._counted[task_id] = after
+            self._hold(after, 1)
+            self._want(after, 1)
 
     def _hold(self, counted: _Counted, sign: int) -> None:
         usage = self._nodes.get(counted.node_id)

@@ -60,25 +60,20 @@ def _schedule(draft: Draft, nodes: Nodes, usage: Usage) -> None:
         return
     for task in sorted(pending, key=lambda t: (slot_of(t), t.created_at, t.id)):
         waiting.setdefault(task.spec_version, {})[task.id] = task
-    # What this pass wants no more makes room in the spread, and is taken back below: what counts
-    # for others is what will have been written.
-    changes = [(old, new) for old, new in draft.changes() if old.node_id]
-    for old, new in changes:
-        usage.apply(old, new)
-    for spec_version, tasks in sorted(waiting.items()):
-        for decision in _decide(draft, spec_version, tasks, nodes, usage):
-            task = tasks[decision.task_id]
-            match decision:
-                case Placement():
-                    placed = draft.assign(task, decision.node_id)
-                    # The next version's tasks find what this one's have taken.
-                    usage.apply(None, placed)
-                    changes.append((task, placed))
-                case Refusal():
-                    draft.explain(task, decision.reason)
-                    draft.is_short = True
-    for old, new in reversed(changes):
-        usage.apply(new, old)
+    with usage.trial():
+        # What this pass wants no more makes room in the spread.
+        for old, new in draft.changes():
+            usage.apply(old, new)
+        for spec_version, tasks in sorted(waiting.items()):
+            for decision in _decide(draft, spec_version, tasks, nodes, usage):
+                task = tasks[decision.task_id]
+                match decision:
+                    case Placement():
+                        # The next version's tasks find what this one's have taken.
+                        usage.apply(task, draft.assign(task, decision.node_id))
+                    case Refusal():
+                        draft.explain(task, decision.reason)
+                        draft.is_short = True
 
 
 def _decide(
