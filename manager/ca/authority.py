@@ -5,9 +5,10 @@ who is no longer the signer when it is written is thrown away and issued anew, s
 outside takes its time. On a manager that does not lead, everything is refused by the store, with
 the leader's address.
 
-While the root is being changed a node's `tls_info` is not what was issued but what the node says it
-has: between the two it is unknown (`None`). The old root is dropped when all nodes have shown a
-certificate of the new one, so an answer that got lost must not count as one.
+While the root is being changed, a node's `tls_info` is not what was issued but what the node says
+it has: between the two it is unknown (`None`), unless both have the same issuer. The old root is
+dropped when all nodes have shown a certificate of the new one, so an answer that got lost must not
+count as one.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from proto.objects import (
     NodeSpec,
     NodeState,
     NodeStatus,
+    TLSInfo,
 )
 from raft.transport.identity import CredentialsSource, read_identity
 
@@ -167,11 +169,13 @@ class CertificateAuthority:
         def write(tx: Transaction, certificate_pem: bytes) -> tuple[bytes, bytes]:
             cluster, node = cluster_of(tx), _node_of(tx, node_id)
             roots_pem = root_certificates_pem(cluster).encode()
-            is_rotating = cluster.root_rotation is not None
+            info: TLSInfo | None = tls_info_of(certificate_pem, roots_pem)
+            if cluster.root_rotation is not None and not _has_same_issuer(info, node.tls_info):
+                info = None
             tx.update(
                 msgspec.structs.replace(
                     node,
-                    tls_info=None if is_rotating else tls_info_of(certificate_pem, roots_pem),
+                    tls_info=info,
                     certificate_until=read_identity(certificate_pem).valid_until,
                 )
             )
@@ -318,6 +322,13 @@ def _node_of(view: View, node_id: NodeID) -> Node:
     if node is None:
         raise DeniedError(f"node {node_id} is not, or no longer, in this cluster; it must join")
     return node
+
+
+def _has_same_issuer(first: TLSInfo | None, second: TLSInfo | None) -> bool:
+    return (first is not None and second is not None) and (
+        (first.issuer_subject, first.issuer_public_key)
+        == (second.issuer_subject, second.issuer_public_key)
+    )
 
 
 def _host(address: str) -> str:

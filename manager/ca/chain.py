@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -24,6 +25,8 @@ PEM_BYTES_MAX = 64 * 1024
 
 # Source: swarmkit ca/certificates.go (validateSignatureAlgorithm and the RSA minimum).
 RSA_BITS_MIN = 2_048
+
+E = TypeVar("E", bound=x509.ExtensionType)
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -73,17 +76,25 @@ def find_issuer(
     return None
 
 
+def extension_of(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    """Return an extension of a certificate; None if it has none of the kind.
+
+    Raises:
+        InvalidError: the certificate's extensions cannot be read.
+    """
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise InvalidError(f"the extensions of a certificate cannot be read: {error}") from error
+
+
 def is_authority(certificate: x509.Certificate) -> bool:
     """Tell whether a certificate may sign others."""
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        return False
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return constraints.ca
-    return constraints.ca and usage.key_cert_sign
+    constraints = extension_of(certificate, x509.BasicConstraints)
+    usage = extension_of(certificate, x509.KeyUsage)
+    return constraints is not None and constraints.ca and (usage is None or usage.key_cert_sign)
 
 
 def leads_to_root(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]) -> bool:

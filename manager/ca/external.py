@@ -20,6 +20,7 @@ import structlog
 from cryptography import x509
 
 from manager.ca.chain import (
+    extension_of,
     is_authority,
     is_issued_by,
     load_certificates,
@@ -29,7 +30,7 @@ from manager.ca.chain import (
 from manager.ca.external_rules import authorities_for, check_external_cas
 from manager.ca.issue import Signer, load_csr, root_certificates_pem
 from manager.ca.tls import client_context
-from proto.errors import InvalidError, UnavailableError
+from proto.errors import DeniedError, InvalidError, UnavailableError
 from proto.ids import NodeID
 from proto.objects import Cluster, ExternalCA
 from raft.transport.identity import Credentials, read_identity, subject_alternative_names
@@ -170,12 +171,8 @@ def _check_issued(certificate: x509.Certificate, issuer_pem: str, key: object, n
 def _check_node(certificate: x509.Certificate, names: Sequence[str]) -> None:
     if is_authority(certificate):
         raise InvalidError("what it issued for a node may sign others")
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        found: list[str] = []
-    else:
-        found = extension.value.get_values_for_type(x509.DNSName)
+    extension = extension_of(certificate, x509.SubjectAlternativeName)
+    found = [] if extension is None else extension.get_values_for_type(x509.DNSName)
     missing = [name for name in names if name not in found]
     if missing:
         raise InvalidError(f"what it issued lacks the names {', '.join(missing)}")
@@ -194,7 +191,7 @@ async def _ask_all(
         try:
             certificate = await _ask(cluster, authority, body, credentials)
             check(certificate)
-        except (InvalidError, UnavailableError) as error:
+        except (DeniedError, InvalidError, UnavailableError) as error:
             reasons.append(f"{authority.url}: {error.message}")
             log.warning("external_authority_failed", url=authority.url, error=error.message)
             continue

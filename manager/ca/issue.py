@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from typing_extensions import override
 
 from manager.ca.chain import (
+    extension_of,
     find_issuer,
     load_certificates,
     load_signing_key,
@@ -224,9 +225,8 @@ def _node_certificate(
 
 def authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """Name the issuer's key: with two roots of the same name only this tells which one signed."""
-    try:
-        own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
+    own = extension_of(issuer, x509.SubjectKeyIdentifier)
+    if own is None:
         key = issuer.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)

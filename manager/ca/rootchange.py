@@ -32,6 +32,7 @@ from typing_extensions import override
 
 from manager.ca.chain import (
     check_key,
+    extension_of,
     is_authority,
     is_issued_by,
     load_certificates,
@@ -175,8 +176,8 @@ def check_root(certificate_pem: str, now: float) -> x509.Certificate:
         )
     if not isinstance(certificate.public_key(), ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
         raise InvalidError(f"{_GIVEN} has neither an ECDSA nor an RSA key")
-    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    if constraints.path_length == 0:
+    constraints = extension_of(certificate, x509.BasicConstraints)
+    if constraints is not None and constraints.path_length == 0:
         raise InvalidError(
             f"{_GIVEN} has path length 0: it could not sign the root that will follow it"
         )
@@ -197,9 +198,8 @@ def cross_sign(old_certificate_pem: str, old_key_pem: str, new_pem: str, now: fl
     moment = dt.datetime.fromtimestamp(int(now), tz=dt.UTC)
     key = new.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
-    try:
-        identifier = new.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
+    identifier = extension_of(new, x509.SubjectKeyIdentifier)
+    if identifier is None:
         identifier = x509.SubjectKeyIdentifier.from_public_key(key)
     signed = (
         x509.CertificateBuilder()

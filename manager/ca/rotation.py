@@ -138,7 +138,8 @@ class RootRotator:
     def _set_batch(self, batch: tuple[NodeID, ...]) -> None:
         if self._batch == frozenset(batch):
             return
-        log.info("nodes_told_to_renew", count=len(batch))
+        if batch:
+            log.info("nodes_told_to_renew", count=len(batch))
         self._batch = frozenset(batch)
         for changed in self._subscribers:
             changed()

@@ -106,7 +106,8 @@ class Node(Stored, frozen=True):
     status: NodeStatus = NodeStatus()
     manager_status: ManagerStatus | None = None
     role: NodeRole = NodeRole.WORKER
-    # Of the newest certificate that was issued to the node; `None` before the first.
+    # Of the newest certificate that was issued to the node; `None` before the first, and while the
+    # root is being changed until the node has shown it.
     tls_info: TLSInfo | None = None
     # When that certificate ends, seconds since the epoch; 0 before the first.
     certificate_until: float = 0.0

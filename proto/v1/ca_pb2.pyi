@@ -24,6 +24,9 @@ class RenewRequest(_message.Message):
 
     CSR_PEM_FIELD_NUMBER: _builtins.int
     csr_pem: _builtins.bytes
+    """A certificate request; or, once what was issued is stored, the certificate itself: the authority
+    notes that the node has it, which a change of the root waits for, and issues nothing.
+    """
     def __init__(
         self,
         *,
@@ -44,7 +47,9 @@ class RenewReply(_message.Message):
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     ROOTS_PEM_FIELD_NUMBER: _builtins.int
     certificate_pem: _builtins.bytes
-    """The certificate, then an intermediate one while the root is being changed."""
+    """The certificate, then an intermediate one while the root is being changed; empty when nothing was
+    asked for.
+    """
     roots_pem: _builtins.bytes
     def __init__(
         self,

@@ -327,6 +327,21 @@ async def test_the_old_root_goes_when_all_have_shown_the_new(store, authority, c
     await join(authority, store)
 
 
+async def test_a_node_that_is_done_stays_so_when_it_renews_again(store, authority):
+    """Otherwise, told to renew again and again, it would never rest while another is down."""
+    first, _ = [await join(authority, store) for _ in range(2)]
+    await rotate(store)
+    chain, _ = await authority.renew(first.node_id, new_key_and_csr()[1])
+    assert store.view().nodes.get(first.node_id).tls_info is None
+    await authority.renew(first.node_id, chain)
+    assert progress(store.view()) == (1, 2)
+    await authority.renew(first.node_id, new_key_and_csr()[1])
+    assert progress(store.view()) == (1, 2)
+    await rotate(store)
+    await authority.renew(first.node_id, new_key_and_csr()[1])
+    assert progress(store.view()) == (0, 2)
+
+
 async def test_a_node_that_is_down_holds_it_up_until_it_is_removed(store, authority, clock):
     """Its removal ends the rotation."""
     joined = await join(authority, store)
