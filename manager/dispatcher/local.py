@@ -49,6 +49,9 @@ class LocalDispatcher:
         """Keep the store."""
         self._store = store
 
+    def interrupt(self, reason: str) -> None:
+        """Sessions end with their store."""
+
     async def register(self, node_id: NodeID, description: NodeDescription) -> Node:
         """Make the node READY with what it says of itself."""
 

@@ -8,6 +8,9 @@ server.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from raft.transport.identity import Credentials, CredentialsSource
 from raft.transport.limits import Limits
@@ -20,6 +23,10 @@ import grpc
 from grpc import aio
 
 Options = list[tuple[str, int | str]]
+if TYPE_CHECKING:
+    Interceptor = aio.ServerInterceptor[Any, Any]  # generic for the type checker only
+else:
+    Interceptor = aio.ServerInterceptor
 
 
 def _milliseconds(seconds: float) -> int:
@@ -114,6 +121,37 @@ def server_credentials(source: CredentialsSource) -> grpc.ServerCredentials:
     )
 
 
-def secure_server(limits: Limits) -> aio.Server:
+class Guard(Interceptor):
+    """An interceptor that must know every RPC of its server before the server starts."""
+
+    @abstractmethod
+    def check_methods(self, methods: Collection[str]) -> None:
+        """Raise if one of these RPCs, by full name, is unknown."""
+
+
+class Services:
+    """Stands for a server while services are added to it, and notes the names of their RPCs.
+
+    Attributes:
+        methods: full names, `/package.Service/Method`.
+    """
+
+    def __init__(self, server: aio.Server) -> None:
+        """Note nothing yet."""
+        self._server = server
+        self.methods: set[str] = set()
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Pass them on."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Note the RPCs and pass them on; generated code tells them here as well."""
+        self.methods |= {f"/{service}/{method}" for method in handlers}
+        # The library's stubs do not know this one.
+        self._server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
+
+
+def secure_server(limits: Limits, interceptors: Sequence[Interceptor] = ()) -> aio.Server:
     """Make a server without services and ports."""
-    return aio.server(options=server_options(limits))
+    return aio.server(interceptors=tuple(interceptors), options=server_options(limits))

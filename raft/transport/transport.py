@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Self
+from typing import Self, cast
 
 import msgspec
 from grpc import aio
@@ -19,7 +19,7 @@ from proto.clock import Clock
 from proto.errors import ConflictError, DeniedError, InvalidError, NotFoundError, UnavailableError
 from proto.ids import ClusterID, NodeID
 from proto.v1 import raft_pb2_grpc
-from raft.transport.channels import secure_server, server_credentials
+from raft.transport.channels import Guard, Interceptor, Services, secure_server, server_credentials
 from raft.transport.identity import CredentialsSource, check_manager, read_identity
 from raft.transport.inbound import Inbound, OnMessages, OnSnapshot, Rules
 from raft.transport.limits import Lane, Limits
@@ -105,13 +105,18 @@ class Transport:
         await self.close()
 
     async def start(
-        self, listen_address: str, *, add_services: Sequence[Callable[[aio.Server], None]] = ()
+        self,
+        listen_address: str,
+        *,
+        add_services: Sequence[Callable[[aio.Server], None]] = (),
+        interceptors: Sequence[Interceptor] = (),
     ) -> int:
         """Listen; return the port.
 
         Args:
             listen_address: `host:port`; port 0 takes a free one.
             add_services: add the other services of the node port to the same server.
+            interceptors: see every call first; a `Guard` must know every RPC.
 
         Raises:
             DeniedError: our own certificate is not for this node, a manager of this cluster.
@@ -122,10 +127,15 @@ class Transport:
         check_manager(mine, self._cluster_id, self._around.clock.wall())
         if mine.node_id != self._me:
             raise DeniedError(f"the certificate is of node {mine.node_id}, this is {self._me}")
-        server = secure_server(self._around.limits)
-        raft_pb2_grpc.add_RaftServicer_to_server(self._inbound, server)
+        server = secure_server(self._around.limits, interceptors)
+        services = Services(server)
+        registrar = cast("aio.Server", services)
+        raft_pb2_grpc.add_RaftServicer_to_server(self._inbound, registrar)
         for add in add_services:
-            add(server)
+            add(registrar)
+        for interceptor in interceptors:
+            if isinstance(interceptor, Guard):
+                interceptor.check_methods(services.methods)
         try:
             port = server.add_secure_port(
                 listen_address, server_credentials(self._around.credentials)

@@ -1,0 +1,591 @@
+"""The leader's dispatcher: sessions, who is alive, and what nodes report.
+
+One watch on the store serves all sessions: its events are sorted by node, and only sessions with
+news are woken, together, at most once in 20 ms. What nodes write (registrations, statuses) is
+gathered into few transactions. One timer serves all: the nearest of a bucket of the wheel of
+heartbeats, the look once a second at what each node should know, and the next orphaning.
+
+It works while `run` does, which is while the store leads. Sessions end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from manager.dispatcher.assignments import flush_at, touched_nodes
+from manager.dispatcher.liveness import Beat, Grace, Liveness, RegistrationLimit
+from manager.dispatcher.session import OpenSession, Session, roots_of
+from manager.dispatcher.statuses import Ignored, orphan, write_status
+from manager.dispatcher.writer import Writer
+from manager.nodeport.remotes import ManagerPeer
+from manager.store.store import Store
+from manager.store.tables import View
+from manager.store.transaction import Transaction
+from manager.store.watch import Event, Resync
+from proto.assignments import StatusUpdate
+from proto.clock import Clock
+from proto.errors import (
+    DeniedError,
+    InvalidError,
+    SwarmError,
+    UnavailableError,
+)
+from proto.ids import NodeID, TaskID, new_id
+from proto.objects import Cluster, Node, NodeDescription, NodeRole, NodeState, NodeStatus, Task
+from raft.transport.identity import MANAGER_ROLE
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+ORPHAN_SECONDS = 24 * 3600.0
+"""Source: swarmkit manager/dispatcher/dispatcher.go (defaultNodeDownPeriod)."""
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a node should know something else than it does."""
+
+START_SECONDS_MAX = 2.0
+"""What a new leader may take to begin, before it refuses sessions."""
+
+RETRY_SECONDS = 1.0
+DESCRIPTION_BYTES_MAX = 64 * 1024
+UPDATES_MAX = 10_000
+
+
+class DispatcherCore:
+    """See the module. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        managers: Callable[[], Sequence[ManagerPeer]],
+        must_renew: Callable[[Node], bool],
+    ) -> None:
+        """Do nothing yet.
+
+        Args:
+            store: the cluster's state.
+            clock: monotonic for silence, wall for what is stored.
+            rng: spreads heartbeats; draws session IDs.
+            managers: the managers as nodes are to know them; quick.
+            must_renew: whether a node has to renew its certificate now; quick.
+        """
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._managers = managers
+        self._must_renew = must_renew
+        self._writer = Writer(store)
+        self._limit = RegistrationLimit()
+        self._sessions: dict[NodeID, OpenSession] = {}
+        self._arriving: dict[NodeID, int] = {}
+        self._returning: set[NodeID] = set()
+        self._down_since: dict[NodeID, float] = {}
+        self._beat = Beat(1.0, 3.0)
+        self._liveness = Liveness(self._beat.dead_seconds)
+        self._grace = Grace(0.0, 0.0)
+        self._term = 0
+        self._started = asyncio.Event()
+        self._sooner = asyncio.Event()
+        self._next_look = 0.0
+
+    # --- leadership ---
+
+    async def run(self) -> None:
+        """Work for as long as this leadership lasts; end all sessions with it.
+
+        Raises:
+            NotLeaderError: the store does not lead.
+        """
+        self._check_leader()
+        self._term = self._store.term
+        async with self._store.watch(Task, Node, Cluster) as watch:
+            self._begin(watch.view)
+            self._started.set()
+            try:
+                await _until_first(
+                    self._store.role_changed(self._term),
+                    self._follow_store(watch),
+                    self._keep_time(),
+                )
+            finally:
+                self._started.clear()
+                self._end_all()
+        log.info("dispatcher_ended", term=self._term)
+
+    def _begin(self, view: View) -> None:
+        now = self._clock.monotonic()
+        self._beat = _beat_of(view)
+        self._liveness = Liveness(self._beat.dead_seconds)
+        self._grace = Grace(now, self._beat.dead_seconds)
+        self._returning = {n.id for n in view.nodes if n.status.state is not NodeState.DOWN}
+        for node_id in self._returning:
+            self._liveness.expect(node_id, self._grace.until)
+        self._down_since = {
+            n.id: n.down_since for n in view.nodes if n.status.state is NodeState.DOWN
+        }
+        self._next_look = now + LOOK_SECONDS
+        log.info("dispatcher_began", term=self._term, nodes=len(view.nodes))
+
+    def _end_all(self) -> None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.close(self._not_leading())
+
+    def _check_leader(self) -> None:
+        if not self._store.term:
+            raise self._not_leading()
+
+    def _not_leading(self) -> SwarmError:
+        """Return the store's own refusal, which names the leader if there is one."""
+        try:
+            _ = self._store.update(lambda _tx: None)
+        except SwarmError as error:
+            return error
+        return UnavailableError("this manager's dispatcher begins anew")
+
+    # --- sessions ---
+
+    async def register(
+        self,
+        node_id: NodeID,
+        description: NodeDescription,
+        *,
+        address: str = "",
+        is_local: bool = False,
+        certificate_role: str = "",
+        certificate_until: float = float("inf"),
+    ) -> OpenSession:
+        """Open a session: the node becomes READY; an older session of it ends.
+
+        Args:
+            node_id: as the caller proved.
+            description: what it says of itself.
+            address: its IP address; "" leaves what is known.
+            is_local: it runs in this process.
+            certificate_role: the role in its certificate.
+            certificate_until: when that ends.
+
+        Raises:
+            NotLeaderError: another manager leads.
+            DeniedError: the node is not in the cluster, or no longer.
+            UnavailableError: it registers too often, or the change could not be stored.
+        """
+        await self._wait_started()
+        if not is_local and not self._limit.is_allowed(node_id, self._clock.monotonic()):
+            raise UnavailableError(
+                f"node {node_id} registers too often; it is let in again in a few seconds"
+            )
+        if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
+            raise InvalidError(
+                f"the description of node {node_id} takes more than {DESCRIPTION_BYTES_MAX} bytes"
+            )
+        term = self._term
+        self._arriving[node_id] = self._arriving.get(node_id, 0) + 1
+        try:
+            (node,) = await self._writer.put([_registration(node_id, description, address)])
+        finally:
+            self._arriving[node_id] -= 1
+            if not self._arriving[node_id]:
+                del self._arriving[node_id]
+        if term != self._term or not self._started.is_set():
+            raise self._not_leading()
+        now = self._clock.monotonic()
+        session = OpenSession(
+            Session(
+                session_id=new_id(self._rng),
+                node=node,
+                heartbeat_seconds=self._beat.drawn(self._rng),
+            ),
+            self._store.view,
+            is_local=is_local,
+            certificate_role=certificate_role,
+            certificate_until=certificate_until,
+        )
+        session.told = self._news_for(session, node, self._surroundings())
+        older = self._sessions.get(node_id)
+        if older is not None:
+            older.close(UnavailableError(f"a newer session of node {node_id} took its place"))
+        self._sessions[node_id] = session
+        self._welcome(node_id, now, is_local=is_local)
+        log.info("node_registered", node_id=node_id, session_id=session.told.session_id)
+        return session
+
+    async def _wait_started(self) -> None:
+        self._check_leader()
+        try:
+            async with asyncio.timeout(START_SECONDS_MAX):
+                await self._started.wait()
+        except TimeoutError:
+            self._check_leader()
+            raise UnavailableError("this manager's dispatcher has not begun yet") from None
+
+    def _welcome(self, node_id: NodeID, now: float, *, is_local: bool) -> None:
+        self._down_since.pop(node_id, None)
+        if node_id in self._returning:
+            self._returning.remove(node_id)
+            self._grace.returned(now)
+        if is_local:
+            self._liveness.forget(node_id)
+        else:
+            self._liveness.heard(node_id, now)
+            self._sooner.set()
+
+    def heartbeat(self, session: OpenSession) -> None:
+        """Note a sign of life."""
+        if session.end is None:
+            self._liveness.heard(session.node_id, self._clock.monotonic())
+
+    async def describe(self, session: OpenSession, description: NodeDescription) -> None:
+        """Store what a node says of itself, durably on return.
+
+        Raises:
+            SwarmError: the session has ended, or the change could not be stored.
+        """
+        _check_open(session)
+        if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
+            raise InvalidError("a description of a node is larger than it may be")
+        await self._writer.put([_description(session.node_id, description)])
+
+    async def update_statuses(self, session: OpenSession, updates: Sequence[StatusUpdate]) -> None:
+        """Write the reported statuses, durably on return.
+
+        Raises:
+            SwarmError: the session has ended, or the changes could not be stored.
+        """
+        _check_open(session)
+        if len(updates) > UPDATES_MAX:
+            raise InvalidError(f"a report has at most {UPDATES_MAX} statuses")
+        if not session.is_local:
+            self._liveness.heard(session.node_id, self._clock.monotonic())
+        writes = [_status(session.node_id, update) for update in updates]
+        for ignored in await self._writer.put(writes):
+            if ignored is not None:
+                log.warning(
+                    "status_ignored",
+                    task_id=ignored.task_id,
+                    node_id=session.node_id,
+                    reason=ignored.reason,
+                )
+
+    def end(self, session: OpenSession, *, is_goodbye: bool = False) -> None:
+        """A session is over. The node is not down yet, unless it said goodbye."""
+        node_id = session.node_id
+        session.close(UnavailableError("the session is over"))
+        if self._sessions.get(node_id) is not session:
+            return
+        del self._sessions[node_id]
+        log.info("session_ended", node_id=node_id, session_id=session.told.session_id)
+        if is_goodbye:
+            self._liveness.forget(node_id)
+            self._put_down([node_id], "the node said goodbye")
+        elif session.is_local:
+            self._liveness.heard(node_id, self._clock.monotonic())
+            self._sooner.set()
+
+    # --- what nodes are told ---
+
+    async def _follow_store(self, watch: Any) -> None:
+        last_flush = 0.0
+        dirty: dict[NodeID, None] = {}
+        async for first in watch:
+            events: Sequence[Event] = (*first, *watch.drain())
+            waiting = self._sort(events, dirty)
+            while dirty:
+                now = self._clock.monotonic()
+                due = flush_at(now, last_flush, waiting)
+                if due > now:
+                    await asyncio.sleep(due - now)
+                    waiting += self._sort(watch.drain(), dirty)
+                last_flush = self._clock.monotonic()
+                self._wake(dirty)
+                dirty.clear()
+
+    def _sort(self, events: Sequence[Event], dirty: dict[NodeID, None]) -> int:
+        """Note for each session what its node has to be told; return how many changes these are."""
+        count = 0
+        sessions = self._sessions
+        for event in events:
+            match event:
+                case Resync(view=view):
+                    self._resync(view)
+                    continue
+                case _:
+                    row = event.old if event.new is None else event.new
+            if isinstance(row, Task):
+                for node_id, task_id in touched_nodes(event):
+                    session = sessions.get(node_id)
+                    if session is not None:
+                        session.touch(task_id)
+                        dirty[node_id] = None
+                        count += 1
+            elif isinstance(row, Node):
+                self._node_changed(row.id, event.new)
+            else:
+                self._cluster_changed()
+        return count
+
+    def _wake(self, dirty: dict[NodeID, None]) -> None:
+        for node_id in dirty:
+            session = self._sessions.get(node_id)
+            if session is not None:
+                session.wake()
+
+    def _resync(self, view: View) -> None:
+        """Events were lost: everybody starts again from the present state."""
+        self._cluster_changed()
+        for node_id, session in list(self._sessions.items()):
+            self._node_changed(node_id, view.nodes.get(node_id))
+            session.start_again()
+        for node in view.nodes:
+            self._node_changed(node.id, node)
+
+    def _node_changed(self, node_id: NodeID, node: object) -> None:
+        session = self._sessions.get(node_id)
+        if node is None:
+            self._liveness.forget(node_id)
+            self._down_since.pop(node_id, None)
+            self._returning.discard(node_id)
+            if session is not None:
+                del self._sessions[node_id]
+                session.close(DeniedError(f"node {node_id} was removed from this cluster"))
+            return
+        assert isinstance(node, Node)
+        if node.status.state is NodeState.DOWN:
+            if node_id not in self._down_since:
+                self._down_since[node_id] = node.down_since
+                self._sooner.set()
+        else:
+            self._down_since.pop(node_id, None)
+        if session is not None:
+            self._tell(session, node, self._surroundings())
+
+    def _cluster_changed(self) -> None:
+        beat = _beat_of(self._store.view())
+        if beat != self._beat:
+            self._beat = beat
+            self._liveness.set_dead_seconds(beat.dead_seconds)
+            for session in self._sessions.values():
+                told = msgspec.structs.replace(
+                    session.told, heartbeat_seconds=beat.drawn(self._rng)
+                )
+                session.tell(told)
+        self._look()
+
+    def _surroundings(self) -> tuple[tuple[ManagerPeer, ...], bytes]:
+        """Return what all nodes are told alike: the managers and the roots."""
+        roots = b"".join(roots_of(cluster) for cluster in self._store.view().clusters)
+        return tuple(self._managers()), roots
+
+    def _news_for(
+        self, session: OpenSession, node: Node, around: tuple[tuple[ManagerPeer, ...], bytes]
+    ) -> Session:
+        told = session.told
+        return Session(
+            session_id=told.session_id,
+            node=node,
+            managers=around[0],
+            heartbeat_seconds=told.heartbeat_seconds,
+            roots_pem=around[1],
+            renew_certificate=self._must_renew(node) or _has_other_role(session, node),
+        )
+
+    def _tell(
+        self, session: OpenSession, node: Node, around: tuple[tuple[ManagerPeer, ...], bytes]
+    ) -> None:
+        news = self._news_for(session, node, around)
+        if not news.says_the_same(session.told):
+            session.tell(news)
+
+    def _look(self) -> None:
+        """Tell each node what it should know and does not; end sessions that have expired."""
+        if not self._sessions:
+            return
+        view = self._store.view()
+        around = self._surroundings()
+        wall = self._clock.wall()
+        for node_id, session in list(self._sessions.items()):
+            if wall >= session.certificate_until:
+                del self._sessions[node_id]
+                session.close(DeniedError(f"the certificate of node {node_id} has expired"))
+                continue
+            node = view.nodes.get(node_id)
+            if node is not None:
+                self._tell(session, node, around)
+
+    # --- who is alive ---
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._sooner.clear()
+            now = self._clock.monotonic()
+            self._bury(now)
+            if now >= self._next_look:
+                self._look()
+                self._next_look = now + LOOK_SECONDS
+            await self._orphan_due()
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        times = [now + since + ORPHAN_SECONDS - wall for since in self._down_since.values()]
+        beat = self._liveness.next_at()
+        if beat is not None:
+            times.append(beat)
+        if self._needs_looks():
+            times.append(self._next_look)
+        try:
+            async with asyncio.timeout(max(0.0, min(times) - now) if times else None):
+                await self._sooner.wait()
+        except TimeoutError:
+            pass
+
+    def _needs_looks(self) -> bool:
+        """Tell whether something may change that no event tells of.
+
+        A lone manager with its own agent is left in peace.
+        """
+        if any(not session.is_local for session in self._sessions.values()):
+            return True
+        return bool(self._sessions) and any(
+            cluster.root_rotation is not None for cluster in self._store.view().clusters
+        )
+
+    def _bury(self, now: float) -> None:
+        dead = self._liveness.due(now)
+        if not dead:
+            return
+        late = [node_id for node_id in dead if node_id in self._returning]
+        if late and now < self._grace.until:
+            for node_id in late:
+                self._liveness.expect(node_id, self._grace.until)
+            dead = [node_id for node_id in dead if node_id not in self._returning]
+            late = []
+        for node_id in dead:
+            session = self._sessions.pop(node_id, None)
+            if session is not None:
+                session.close(UnavailableError(f"node {node_id} was silent for too long"))
+        self._returning.difference_update(late)
+        self._put_down(late, "the node did not come back after a change of the leader")
+        gone = [node_id for node_id in dead if node_id not in late]
+        self._put_down(gone, f"no heartbeat for {self._beat.dead_seconds:g} s")
+
+    def _put_down(self, node_ids: Sequence[NodeID], message: str) -> None:
+        for node_id in node_ids:
+            log.warning("node_down", node_id=node_id, reason=message)
+        if node_ids:
+            written = self._writer.put([self._death(node_id, message) for node_id in node_ids])
+            written.add_done_callback(lambda done: self._death_written(done, node_ids))
+
+    def _death(self, node_id: NodeID, message: str) -> Callable[[Transaction], None]:
+        def write(tx: Transaction) -> None:
+            node = tx.nodes.get(node_id)
+            if node is None or node_id in self._sessions or node_id in self._arriving:
+                return
+            if node.status.state is NodeState.DOWN:
+                return
+            status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message)
+            tx.update(msgspec.structs.replace(node, status=status, down_since=tx.now))
+
+        return write
+
+    def _death_written(self, done: asyncio.Future[Any], node_ids: Sequence[NodeID]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is None:
+            return
+        log.warning("nodes_down_not_stored", count=len(node_ids), error=str(error))
+        if self._started.is_set():
+            # A full disk, perhaps. It is tried again for as long as this manager leads.
+            until = self._clock.monotonic() + RETRY_SECONDS
+            for node_id in node_ids:
+                if node_id not in self._sessions:
+                    self._liveness.expect(node_id, until)
+            self._sooner.set()
+
+    async def _orphan_due(self) -> None:
+        wall = self._clock.wall()
+        due = [n for n, since in self._down_since.items() if wall >= since + ORPHAN_SECONDS]
+        if not due:
+            return
+        view = self._store.view()
+        tasks = [(t.id, n) for n in sorted(due) for t in view.tasks.find("node_id", n)]
+        try:
+            results = await self._writer.put([_orphaning(*task) for task in tasks])
+        except SwarmError as error:
+            log.warning("tasks_not_orphaned", count=len(tasks), error=error.message)
+            await asyncio.sleep(RETRY_SECONDS)
+            return
+        for node_id in due:
+            self._down_since.pop(node_id, None)
+        log.warning("tasks_orphaned", nodes=len(due), tasks=sum(results))
+
+
+async def _until_first(*works: Coroutine[Any, Any, Any]) -> None:
+    """Run all until one is done; end the others, and raise what failed."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _beat_of(view: View) -> Beat:
+    for cluster in view.clusters:
+        return Beat.of(cluster.spec)
+    return Beat(1.0, 3.0)
+
+
+def _check_open(session: OpenSession) -> None:
+    if session.end is not None:
+        raise session.end
+
+
+def _has_other_role(session: OpenSession, node: Node) -> bool:
+    """Tell whether the certificate that the node showed is for another role than it has now."""
+    if not session.certificate_role:
+        return False
+    return (session.certificate_role == MANAGER_ROLE) is not (node.role is NodeRole.MANAGER)
+
+
+def _registration(
+    node_id: NodeID, description: NodeDescription, address: str
+) -> Callable[[Transaction], Node]:
+    def write(tx: Transaction) -> Node:
+        node = tx.nodes.get(node_id)
+        if node is None:
+            raise DeniedError(f"node {node_id} is not in this cluster; it must join anew")
+        status = NodeStatus(state=NodeState.READY, addr=address or node.status.addr)
+        return tx.update(
+            msgspec.structs.replace(node, description=description, status=status, down_since=0.0)
+        )
+
+    return write
+
+
+def _description(node_id: NodeID, description: NodeDescription) -> Callable[[Transaction], None]:
+    def write(tx: Transaction) -> None:
+        node = tx.nodes.get(node_id)
+        if node is not None:
+            tx.update(msgspec.structs.replace(node, description=description))
+
+    return write
+
+
+def _orphaning(task_id: TaskID, node_id: NodeID) -> Callable[[Transaction], bool]:
+    return lambda tx: orphan(tx, task_id, node_id)
+
+
+def _status(node_id: NodeID, update: StatusUpdate) -> Callable[[Transaction], Ignored | None]:
+    return lambda tx: write_status(tx, node_id, update)
