@@ -1,106 +1,116 @@
 """The working copy of one service's tasks while a pass decides.
 
-A pass reads and changes tasks through a `Draft`; what it changed comes out as a `ServicePlan`, a
-value that can be printed, compared and refused. Every transition of a state is asserted here
-against the table in `proto.states`.
+A pass reads and changes tasks through a `Draft`; what it changed comes out as a `ServicePlan`.
+Every transition of a state is asserted here against the table in `proto.states`.
 
-A *slot* is what has one task at a time: of a replicated service a number, of a global one a node.
+Tasks of *open* slots are in the draft from the start. The others (`quiet`, `stale`: see `quiet.py`)
+need nothing but to be counted; one is taken in by `open` when it is to be changed after all. So a
+pass costs what there is to do.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from manager.orchestrator.difference import Difference, difference_of
+from manager.orchestrator.difference import Difference
 from manager.orchestrator.nodes import Nodes
+from manager.orchestrator.plan import ServicePlan, ServiceState, Slot, is_wanted, slot_of
+from manager.orchestrator.quiet import Versions, partition
 from proto.errors import InvariantViolationError
 from proto.ids import NodeID, TaskID, new_id
-from proto.objects import GlobalMode, Service, ServiceSpec, Task, TaskStatus
+from proto.objects import GlobalMode, ServiceSpec, Task, TaskStatus
 from proto.states import DESIRED_STATES, Actor, TaskState, check_transition
 
-Slot = tuple[int, NodeID]
-"""A number and "", or 0 and a node's ID."""
-
-_NO_NODE = NodeID("")
-
-
-class ServiceState(msgspec.Struct, frozen=True):
-    """What a pass is given: a service (None when removed) with its tasks and spec versions."""
-
-    service_id: str
-    service: Service | None
-    tasks: tuple[Task, ...]
-    specs: Mapping[int, ServiceSpec]
-
-
-class ServicePlan(msgspec.Struct, frozen=True):
-    """What a pass wants changed.
-
-    Attributes:
-        created: new tasks.
-        updated: pairs of the task that was read and what it becomes.
-        deleted: tasks whose rows go.
-        service: the service with a new update status or a rolled-back spec, if that changes.
-        wake_at: when a pass is due though nothing happens (seconds since the epoch), or None.
-        is_short: a task found no node: a pass is due when one becomes freer.
-    """
-
-    created: tuple[Task, ...] = ()
-    updated: tuple[tuple[Task, Task], ...] = ()
-    deleted: tuple[Task, ...] = ()
-    service: Service | None = None
-    wake_at: float | None = None
-    is_short: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether there is nothing to write."""
-        return not (self.created or self.updated or self.deleted or self.service)
+# A pass makes at most this many tasks, so that it never holds the loop for long; the next goes on.
+CREATED_MAX = 500
 
 
 class Draft:
     """Tasks of one service, by slot, with the changes made so far."""
 
     def __init__(
-        self, state: ServiceState, nodes: Nodes, *, now: float, rng: random.Random
+        self,
+        state: ServiceState,
+        nodes: Nodes,
+        *,
+        history_limit: int,
+        now: float,
+        rng: random.Random,
+        is_thorough: bool = False,
     ) -> None:
-        """Start from what the store holds."""
+        """Start from what the store holds; a thorough draft has every slot open."""
         self.state = state
         self.nodes = nodes
         self.now = now
         self.service = state.service
         self.rng = rng
-        self._before = {task.id: task for task in state.tasks}
-        self._tasks = dict(self._before)
+        self.versions = Versions(state, nodes)
+        parts = partition(
+            state, nodes, self.versions, history_limit=-2 if is_thorough else history_limit
+        )
+        self.quiet = parts.quiet
+        self.stale = parts.stale
+        self._history = parts.history
+        self._before: dict[TaskID, Task] = {}
+        self._tasks: dict[TaskID, Task] = {}
+        self._slots: dict[Slot, dict[TaskID, None]] = {}
+        for task in parts.open:
+            self._take_in(task)
+        self._created = 0
         self._wake_at: float | None = None
-        # Slots whose next task is made only when their restart delay is over.
+        # Slots whose next task is made only when their restart delay is over, or in the next pass.
         self.waiting: set[Slot] = set()
         self.is_short = False
-        # How older specs differ from the present one, as far as it was asked.
-        self._differences: dict[int, Difference] = {}
+        self.is_partial = False
 
-    def tasks(self) -> Iterator[Task]:
-        """Iterate over the present tasks in no particular order."""
-        return iter(tuple(self._tasks.values()))
+    def _take_in(self, task: Task) -> None:
+        self._before[task.id] = self._tasks[task.id] = task
+        self._slots.setdefault(slot_of(task), {})[task.id] = None
 
     @property
     def is_global(self) -> bool:
         """Tell whether the service has a task on each node."""
         return self.service is not None and isinstance(self.service.spec.mode, GlobalMode)
 
+    def tasks(self) -> Iterator[Task]:
+        """Iterate over the tasks of open slots in no particular order."""
+        return iter(tuple(self._tasks.values()))
+
+    def history(self) -> Iterator[Task]:
+        """Iterate over the tasks of other slots that are not wanted."""
+        return (task for tasks in self._history.values() for task in tasks)
+
     def slots(self) -> dict[Slot, list[Task]]:
-        """Group the tasks that are not being removed by slot, oldest first, slots ascending."""
-        slots: dict[Slot, list[Task]] = {}
-        for task in self._tasks.values():
-            if task.desired_state is not TaskState.REMOVE:
-                slots.setdefault(slot_of(task), []).append(task)
-        for tasks in slots.values():
-            if len(tasks) > 1:
-                tasks.sort(key=_age)
-        return dict(sorted(slots.items()))
+        """Group the tasks that are not being removed by open slot, slots ascending."""
+        slots = ((slot, self.rows(slot)) for slot in sorted(self._slots))
+        return {slot: rows for slot, rows in slots if rows}
+
+    def rows(self, slot: Slot) -> list[Task]:
+        """List the tasks of an open slot that are not being removed, oldest first."""
+        tasks = self._tasks
+        rows = [
+            tasks[task_id]
+            for task_id in self._slots.get(slot, ())
+            if tasks[task_id].desired_state is not TaskState.REMOVE
+        ]
+        if len(rows) > 1:
+            rows.sort(key=_age)
+        return rows
+
+    def open(self, slot: Slot) -> list[Task]:
+        """Open a slot if it is not; return its tasks, oldest first."""
+        task = self.quiet.pop(slot, None) or self.stale.pop(slot, None)
+        if task is not None:
+            for row in (*self._history.pop(slot, ()), task):
+                self._take_in(row)
+        return self.rows(slot)
+
+    def has_slot(self, slot: Slot) -> bool:
+        """Tell whether a slot, open or not, has a task that is not being removed."""
+        return slot in self.quiet or slot in self.stale or bool(self.rows(slot))
 
     def spec_of(self, task: Task) -> ServiceSpec:
         """Return the version of the spec that the task was made from."""
@@ -108,12 +118,13 @@ class Draft:
 
     def difference(self, spec_version: int) -> Difference:
         """Tell how a version of the spec differs from the service's present one."""
-        difference = self._differences.get(spec_version)
-        if difference is None:
-            assert self.service is not None
-            difference = difference_of(self.state.specs[spec_version], self.service.spec)
-            self._differences[spec_version] = difference
-        return difference
+        return self.versions.difference(spec_version)
+
+    def has_room(self) -> bool:
+        """Tell whether this pass may make another task; if not, there will be another pass."""
+        if self._created >= CREATED_MAX:
+            self.is_partial = True
+        return not self.is_partial
 
     def create(
         self, slot: Slot, *, desired: TaskState = TaskState.RUNNING, not_before: float = 0.0
@@ -132,6 +143,8 @@ class Draft:
             status=TaskStatus(state=TaskState.NEW, timestamp=self.now, message="created"),
         )
         self._tasks[task.id] = task
+        self._slots.setdefault(slot, {})[task.id] = None
+        self._created += 1
         return task
 
     def want(self, task: Task, desired: TaskState) -> None:
@@ -160,7 +173,7 @@ class Draft:
     def assign(self, task: Task, node_id: NodeID) -> Task:
         """Give a PENDING task to a node, its own if it has one; return what it becomes."""
         current = self._tasks[task.id]
-        assert current.node_id in {_NO_NODE, node_id}
+        assert current.node_id in {"", node_id}
         self._tasks[task.id] = msgspec.structs.replace(current, node_id=node_id)
         return self.advance(
             task, Actor.SCHEDULER, TaskState.ASSIGNED, "scheduler assigned task to node"
@@ -176,6 +189,7 @@ class Draft:
     def delete(self, task: Task) -> None:
         """Drop a task's row."""
         del self._tasks[task.id]
+        del self._slots[slot_of(task)][task.id]
 
     def wake(self, at: float) -> None:
         """Ask for a pass at this time at the latest."""
@@ -200,17 +214,8 @@ class Draft:
             service=self.service if self.service is not self.state.service else None,
             wake_at=self._wake_at,
             is_short=self.is_short,
+            is_partial=self.is_partial,
         )
-
-
-def slot_of(task: Task) -> Slot:
-    """Return the slot that a task belongs to."""
-    return (task.slot, _NO_NODE) if task.slot else (0, task.node_id)
-
-
-def is_wanted(task: Task) -> bool:
-    """Tell whether a task is to run, now or when it is let go."""
-    return task.desired_state <= TaskState.RUNNING
 
 
 def _age(task: Task) -> tuple[bool, float, TaskID]:

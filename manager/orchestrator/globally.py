@@ -16,11 +16,11 @@ from scheduler import eligible
 def spread(draft: Draft) -> None:
     """Give each eligible node its task."""
     assert draft.service is not None
-    slots = sort_slots(draft)
+    vacant = sort_slots(draft).vacant
     for node_id in eligible(draft.service.spec.task, draft.nodes.all):
         slot = (0, node_id)
-        if slot in slots.vacant:
-            succeed(draft, slot, slots.vacant[slot])
-        elif slot not in slots.runnable and slot not in slots.finished:
+        if slot in vacant:
+            succeed(draft, slot, vacant[slot])
+        elif not draft.has_slot(slot) and draft.has_room():
             # READY first: a removed task may still run on the node.
             draft.create(slot, desired=TaskState.READY)

@@ -19,8 +19,8 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from manager.orchestrator.draft import ServicePlan, ServiceState
 from manager.orchestrator.nodes import Nodes
+from manager.orchestrator.plan import ServicePlan, ServiceState
 from manager.orchestrator.step import step
 from manager.orchestrator.update import rollback_refused
 from manager.store.store import Store
@@ -224,6 +224,8 @@ class Orchestrator:
                 self._dirty[service_id] = None
                 return
             _log_plan(service_id, part)
+        if plan.is_partial:
+            self._dirty[service_id] = None
         await self._prune_specs(service_id)
 
     def _nodes_of(self, view: View) -> Nodes:

@@ -9,7 +9,8 @@ Source: swarmkit manager/orchestrator/taskreaper.
 
 from __future__ import annotations
 
-from manager.orchestrator.draft import Draft, is_wanted
+from manager.orchestrator.draft import Draft
+from manager.orchestrator.plan import is_over, is_wanted
 from proto.objects import Task
 from proto.states import TaskState
 
@@ -42,11 +43,6 @@ def _newest_attempt(draft: Draft, tasks: list[Task]) -> Task | None:
     """Return the newest task of the present spec: by it an update sees how long to wait."""
     version = draft.service.spec_version if draft.service is not None else 0
     return next((task for task in reversed(tasks) if task.spec_version == version), None)
-
-
-def is_over(task: Task) -> bool:
-    """Tell whether no node has anything of this task that runs."""
-    return task.status.state.is_terminal or task.status.state < TaskState.ASSIGNED
 
 
 def _attempts_needed(draft: Draft, newest: Task) -> int:

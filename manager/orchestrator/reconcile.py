@@ -8,11 +8,8 @@ only wake: the same pass serves start-up, fail-over and every change.
 
 from __future__ import annotations
 
-import random
-
-from manager.orchestrator.draft import Draft, ServiceState
+from manager.orchestrator.draft import Draft
 from manager.orchestrator.globally import spread
-from manager.orchestrator.nodes import Nodes
 from manager.orchestrator.reaper import reap
 from manager.orchestrator.replicated import scale
 from manager.orchestrator.retire import orphan, retire
@@ -21,19 +18,8 @@ from manager.orchestrator.update import update
 from proto.states import TaskState
 
 
-def reconcile(
-    state: ServiceState, nodes: Nodes, *, history_limit: int, now: float, rng: random.Random
-) -> Draft:
-    """Run one pass; the caller schedules what is PENDING in the draft and takes its plan.
-
-    Args:
-        state: the service, its tasks and their specs.
-        nodes: all nodes.
-        history_limit: tasks kept per slot.
-        now: seconds since the epoch.
-        rng: draws IDs and jitter.
-    """
-    draft = Draft(state, nodes, now=now, rng=rng)
+def reconcile(draft: Draft, *, history_limit: int) -> None:
+    """Run one pass; the caller schedules what is PENDING in the draft and takes its plan."""
     orphan(draft)
     if draft.service is None:
         for task in draft.tasks():
@@ -47,4 +33,3 @@ def reconcile(
         update(draft)
         release(draft)
     reap(draft, history_limit=history_limit)
-    return draft

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from manager.orchestrator.draft import Draft, Slot, is_wanted
+from manager.orchestrator.draft import Draft
+from manager.orchestrator.plan import NO_NODE, Slot, is_wanted
 from manager.orchestrator.slots import Slots, sort_slots, succeed
 from proto.ids import NodeID
 from proto.objects import ReplicatedMode
@@ -18,42 +19,51 @@ def scale(draft: Draft) -> None:
     assert isinstance(mode, ReplicatedMode)
     slots = sort_slots(draft)
     kept = {**slots.runnable, **slots.finished, **slots.vacant}
-    for slot in _surplus(slots, mode.replicas):
-        for task in kept.pop(slot):
-            draft.want(task, TaskState.REMOVE)
+    count = len(kept) + len(draft.quiet) + len(draft.stale)
+    if count > mode.replicas:
+        for slot in _surplus(draft, slots)[: count - mode.replicas]:
+            kept.pop(slot, None)
+            for task in draft.open(slot):
+                draft.want(task, TaskState.REMOVE)
     for slot, tasks in slots.vacant.items():
         if slot in kept:
             succeed(draft, slot, tasks)
     number = 0
-    for _ in range(mode.replicas - len(kept)):
+    for _ in range(mode.replicas - count):
         number += 1
-        while (number, NodeID("")) in kept:
+        while (number, NO_NODE) in kept or draft.has_slot((number, NO_NODE)):
             number += 1
+        if not draft.has_room():
+            break
         # READY first: a removed task may still run in a slot of this number.
-        draft.create((number, NodeID("")), desired=TaskState.READY)
+        draft.create((number, NO_NODE), desired=TaskState.READY)
 
 
-def _surplus(slots: Slots, replicas: int) -> list[Slot]:
-    """Choose the slots to remove.
+def _surplus(draft: Draft, slots: Slots) -> list[Slot]:
+    """Return all slots, those first that go first.
 
     First those that do not run, then those of the nodes that have the most tasks of the service, so
     that what stays is spread; of equal ones the highest numbers. Source: swarmkit
     manager/orchestrator/replicated (slots by running state and by index on their node).
     """
-    buckets = (slots.runnable, slots.finished, slots.vacant)
-    count = sum(map(len, buckets))
-    if count <= replicas:
-        return []
     running: dict[Slot, NodeID] = {}
+    idle: list[Slot] = [*slots.finished, *slots.vacant]
+    wanted = {slot: task for tasks in (draft.quiet, draft.stale) for slot, task in tasks.items()}
     for slot, tasks in slots.runnable.items():
-        for task in tasks:
-            if is_wanted(task) and task.status.state is TaskState.RUNNING:
-                running[slot] = task.node_id
-    idle = sorted((s for bucket in buckets for s in bucket if s not in running), reverse=True)
+        runs = [t for t in tasks if is_wanted(t) and t.status.state is TaskState.RUNNING]
+        if runs:
+            wanted[slot] = runs[-1]
+        else:
+            idle.append(slot)
+    for slot, task in wanted.items():
+        if task.status.state is TaskState.RUNNING:
+            running[slot] = task.node_id
+        else:
+            idle.append(slot)
     on_node: Counter[NodeID] = Counter()
     ranked: list[tuple[int, Slot]] = []
     for slot, node_id in sorted(running.items()):
         on_node[node_id] += 1
         ranked.append((on_node[node_id], slot))
     ranked.sort(reverse=True)
-    return [*idle, *(slot for _, slot in ranked)][: count - replicas]
+    return [*sorted(idle, reverse=True), *(slot for _, slot in ranked)]

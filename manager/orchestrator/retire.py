@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from manager.orchestrator.draft import Draft, is_wanted
+from manager.orchestrator.draft import Draft
+from manager.orchestrator.plan import is_wanted
 from manager.orchestrator.update import is_dirty
 from proto.objects import Node, NodeAvailability, Task, TaskSpec
 from proto.states import TRANSITIONS, Actor, TaskState

@@ -1,6 +1,6 @@
 """The slots of a service: which bucket each is in, and how it gets its next task.
 
-Every slot is in one of these buckets; the names are used throughout:
+Every open slot is in one of these buckets; the names are used throughout:
 
 * *runnable*: it has a task that is wanted (desired READY or RUNNING);
 * *finished*: its newest task is not wanted and its restart policy wants no other;
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
-from manager.orchestrator.draft import Draft, Slot, is_wanted, slot_of
+from manager.orchestrator.draft import Draft
+from manager.orchestrator.plan import Slot, is_over, is_wanted, slot_of
 from manager.orchestrator.restart import is_ended_by_itself, is_replaced, restart_delay_seconds
 from manager.orchestrator.update import is_dirty, is_start_first
 from proto.objects import Task
@@ -27,7 +28,7 @@ class Slots(msgspec.Struct):
 
 
 def sort_slots(draft: Draft) -> Slots:
-    """Put every slot into its bucket."""
+    """Put every open slot into its bucket."""
     slots = Slots(runnable={}, finished={}, vacant={})
     for slot, tasks in draft.slots().items():
         newest = tasks[-1]
@@ -46,6 +47,9 @@ def succeed(draft: Draft, slot: Slot, tasks: list[Task]) -> None:
     The successor of a task that ran is prepared while it waits. That of one which never ran is
     made when the wait is over: its preparation would fail as the last one did, at once, and again.
     """
+    if not draft.has_room():
+        draft.waiting.add(slot)
+        return
     newest = tasks[-1]
     not_before = 0.0
     if is_dirty(draft, newest):
@@ -90,6 +94,4 @@ def release(draft: Draft) -> None:
 
 def is_gone(draft: Draft, task: Task) -> bool:
     """Tell whether a task runs no more, or never got to its node, or nobody will ever tell."""
-    state = task.status.state
-    is_there = TaskState.ASSIGNED <= state <= TaskState.RUNNING
-    return not is_there or task.node_id not in draft.nodes.answering
+    return is_over(task) or task.node_id not in draft.nodes.answering

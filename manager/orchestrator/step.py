@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from manager.orchestrator.draft import Draft, ServicePlan, ServiceState, is_wanted, slot_of
+from manager.orchestrator.draft import Draft
 from manager.orchestrator.nodes import Nodes
+from manager.orchestrator.plan import ServicePlan, ServiceState, is_wanted, slot_of
 from manager.orchestrator.reconcile import reconcile
 from proto.ids import ServiceID, TaskID
 from proto.objects import Task
@@ -27,6 +28,7 @@ def step(
     history_limit: int,
     now: float,
     rng: random.Random,
+    is_thorough: bool = False,
 ) -> ServicePlan:
     """Return everything that is to change for one service.
 
@@ -37,8 +39,12 @@ def step(
         history_limit: tasks kept per slot.
         now: seconds since the epoch.
         rng: draws IDs and jitter.
+        is_thorough: look at every slot, though it be quiet; the plan is the same.
     """
-    draft = reconcile(state, nodes, history_limit=history_limit, now=now, rng=rng)
+    draft = Draft(
+        state, nodes, history_limit=history_limit, now=now, rng=rng, is_thorough=is_thorough
+    )
+    reconcile(draft, history_limit=history_limit)
     _allocate(draft)
     _schedule(draft, nodes, usage)
     return draft.plan()

@@ -13,10 +13,14 @@ Source of defaults and rules: swarm semantics of updates (swarmkit manager/orche
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from heapq import heapify, heappop
+
 import msgspec
 
 from manager.orchestrator.difference import Difference
-from manager.orchestrator.draft import Draft, Slot, is_wanted, slot_of
+from manager.orchestrator.draft import Draft
+from manager.orchestrator.plan import Slot, is_wanted, slot_of
 from manager.orchestrator.restart import is_replaced, restart_delay_seconds
 from proto.objects import NANOSECONDS, Service, Task, UpdateConfig, UpdateStatus
 from proto.states import TaskState
@@ -67,32 +71,34 @@ def update(draft: Draft) -> None:
         slot: [task for task in tasks if is_wanted(task)] for slot, tasks in draft.slots().items()
     }
     slots = {slot: _present_last(draft, tasks) for slot, tasks in slots.items() if tasks}
-    dirty = {
-        slot: tasks
-        for slot, tasks in slots.items()
-        if is_dirty(draft, tasks[-1]) and _is_open(draft, slot)
-    }
     _finish_start_first(draft, slots)
     if _state(draft.service) in _HALTED:
         return
+    newest = {slot: tasks[-1] for slot, tasks in slots.items()}
+    dirty = {
+        slot: task
+        for slot, task in newest.items()
+        if is_dirty(draft, task) and _is_replaceable(draft, slot)
+    }
+    dirty |= {slot: task for slot, task in draft.stale.items() if _is_replaceable(draft, slot)}
     if dirty and _state(draft.service) not in _ACTIVE:
         _set_status(draft, UPDATING, "update in progress")
     if _state(draft.service) not in _ACTIVE:
         return
-    if _has_failed(draft, len(slots) + len(draft.waiting)):
+    newest |= draft.quiet
+    newest |= draft.stale
+    if _has_failed(draft, len(newest) + len(draft.waiting)):
         return
-    in_flight = [
-        slot
-        for slot, tasks in slots.items()
-        if slot not in dirty and _is_in_flight(draft, tasks[-1])
-    ]
+    busy = len(draft.waiting) + sum(
+        _is_in_flight(draft, task) for slot, task in newest.items() if slot not in dirty
+    )
     if dirty:
-        _switch(draft, dirty, busy=len(in_flight) + len(draft.waiting))
-    elif not in_flight and not draft.waiting:
-        _complete(draft, slots)
+        _switch(draft, dirty, busy=busy)
+    elif not busy:
+        _complete(draft, newest.values())
 
 
-def _is_open(draft: Draft, slot: Slot) -> bool:
+def _is_replaceable(draft: Draft, slot: Slot) -> bool:
     """Tell whether a slot could have another task now."""
     return not draft.is_global or slot[1] in draft.nodes.taking
 
@@ -125,25 +131,29 @@ def _is_in_flight(draft: Draft, task: Task) -> bool:
     return False
 
 
-def _switch(draft: Draft, dirty: dict[Slot, list[Task]], *, busy: int) -> None:
+def _switch(draft: Draft, dirty: dict[Slot, Task], *, busy: int) -> None:
     assert draft.service is not None
     config = config_of(draft.service)
     room = len(dirty) if config.parallelism == 0 else config.parallelism - busy
+    if room <= 0:
+        return
     # Tasks that do not run are replaced first: they lose nothing by it.
-    order = sorted(dirty, key=lambda s: (dirty[s][-1].status.state is TaskState.RUNNING, s))
-    for slot in order:
-        if room <= 0:
-            break
+    order = [(task.status.state is TaskState.RUNNING, slot) for slot, task in dirty.items()]
+    heapify(order)
+    while order and room > 0 and draft.has_room():
+        _, slot = heappop(order)
+        rows = draft.open(slot)
+        old = [task for task in rows if is_wanted(task)]
         if config.order == "start-first":
-            room -= _start_beside(draft, slot, dirty[slot])
+            room -= _start_beside(draft, slot, old, rows)
             continue
         room -= 1
-        for task in dirty[slot]:
+        for task in old:
             draft.want(task, TaskState.SHUTDOWN)
         draft.create(slot, desired=TaskState.READY)
 
 
-def _start_beside(draft: Draft, slot: Slot, old: list[Task]) -> bool:
+def _start_beside(draft: Draft, slot: Slot, old: list[Task], rows: list[Task]) -> bool:
     """Start a slot's task of the present spec beside the old one; tell whether that takes room.
 
     A task of the present spec that ended before it ran leaves the old one in its place. It is
@@ -151,7 +161,7 @@ def _start_beside(draft: Draft, slot: Slot, old: list[Task]) -> bool:
     until the user helps, and the others get their turn.
     """
     assert draft.service is not None
-    attempts = _attempts(draft, slot)
+    attempts = _attempts(draft, rows)
     if attempts:
         newest = attempts[-1]
         if newest.status.running_at:
@@ -166,18 +176,24 @@ def _start_beside(draft: Draft, slot: Slot, old: list[Task]) -> bool:
         if newest.status.timestamp + delay > draft.now:
             draft.wake(newest.status.timestamp + delay)
             return True
+    # Of an update that another overtook, only the task that runs is worth keeping till then.
+    running = [task for task in old if task.status.state is TaskState.RUNNING]
+    kept = running[-1] if running else old[-1]
+    for task in old:
+        if task is not kept:
+            draft.want(task, TaskState.SHUTDOWN)
     draft.create(slot)
     return True
 
 
-def _attempts(draft: Draft, slot: Slot) -> list[Task]:
-    """List the tasks of a slot by which this update tried the present spec and that have ended."""
+def _attempts(draft: Draft, rows: list[Task]) -> list[Task]:
+    """List a slot's tasks by which this update tried the present spec and that have ended."""
     service = draft.service
     assert service is not None
     started_at = service.update_status.started_at if service.update_status else None
     return [
         task
-        for task in draft.slots().get(slot, [])
+        for task in rows
         if task.spec_version == service.spec_version
         and task.status.state.is_terminal
         and task.created_at >= (started_at or 0.0)
@@ -189,9 +205,8 @@ def _has_failed(draft: Draft, slot_count: int) -> bool:
     service = draft.service
     assert service is not None
     config = config_of(service)
-    failed = sorted(
-        (t for t in draft.tasks() if _is_failure(t, service, config)), key=lambda t: t.created_at
-    )
+    failed = [t for t in (*draft.tasks(), *draft.history()) if _is_failure(t, service, config)]
+    failed.sort(key=lambda task: (task.created_at, task.id))
     if not failed or config.failure_action == "continue":
         return False
     if len(set(map(slot_of, failed))) / max(slot_count, 1) <= config.max_failure_ratio:
@@ -244,12 +259,12 @@ def rollback_refused(service: Service, reason: str) -> Service:
     return msgspec.structs.replace(service, update_status=status)
 
 
-def _complete(draft: Draft, slots: dict[Slot, list[Task]]) -> None:
+def _complete(draft: Draft, newest: Iterable[Task]) -> None:
     """End the update when every task of the present spec has outlived its monitoring time."""
     service = draft.service
     assert service is not None
     monitor = config_of(service).monitor_ns / NANOSECONDS
-    due = max((tasks[-1].status.running_at + monitor for tasks in slots.values()), default=0.0)
+    due = max((task.status.running_at for task in newest), default=0.0) + monitor
     if due > draft.now:
         draft.wake(due)
         return

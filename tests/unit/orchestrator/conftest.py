@@ -1,13 +1,14 @@
 """A cluster in a dict: applies plans as the store would, and plays the agents."""
 
+import itertools
 import random
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from manager.orchestrator.draft import ServicePlan, ServiceState
 from manager.orchestrator.nodes import Nodes
+from manager.orchestrator.plan import ServicePlan, ServiceState
 from manager.orchestrator.step import step
 from proto.ids import NodeID, ServiceID, TaskID
 from proto.objects import (
@@ -51,6 +52,9 @@ class World:
         self, *, replicas: int = 3, nodes: int = 1, seed: int = 1, is_global: bool = False
     ) -> None:
         self.rng = random.Random(seed)
+        self.is_global = is_global
+        # Of nodes that are added.
+        self.numbers = itertools.count(10)
         self.now = 1000.0
         self.history_limit = 5
         self.service: Service | None = Service(
@@ -68,20 +72,30 @@ class World:
         """Return what a step is given."""
         return ServiceState("svc", self.service, tuple(self.tasks.values()), dict(self.specs))
 
+    def usage(self) -> Usage:
+        """Count what is taken of the nodes."""
+        return Usage(self.tasks.values(), lambda task: needs_of(self.specs[task.spec_version]))
+
     def step(self) -> ServicePlan:
-        """Run one step and apply its plan."""
-        usage = Usage(
-            self.tasks.values(),
-            lambda task: needs_of(self.specs[task.spec_version]),
-        )
-        plan = step(
-            self.state(),
-            nodes=Nodes(self.nodes),
-            usage=usage,
-            history_limit=self.history_limit,
-            now=self.now,
-            rng=self.rng,
-        )
+        """Run one step, thoroughly and with the shortcut, and apply its plan."""
+        usage = self.usage()
+        thorough = random.Random()
+        thorough.setstate(self.rng.getstate())
+        plans = [
+            step(
+                self.state(),
+                nodes=Nodes(self.nodes),
+                usage=usage,
+                history_limit=self.history_limit,
+                now=self.now,
+                rng=rng,
+                is_thorough=rng is thorough,
+            )
+            for rng in (thorough, self.rng)
+        ]
+        assert plans[0] == plans[1], "the shortcut comes to another plan"
+        plan = plans[1]
+        usage.check(self.tasks.values())
         for task in plan.deleted:
             del self.tasks[task.id]
         for old, new in plan.updated:

@@ -6,6 +6,8 @@ import random
 import msgspec
 import pytest
 
+from manager.orchestrator import draft as draft_module
+from manager.orchestrator import loop as loop_module
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Entry, Store
 from proto.errors import InUseError
@@ -15,6 +17,7 @@ from proto.objects import (
     Cluster,
     Endpoint,
     EndpointSpec,
+    GlobalMode,
     Node,
     NodeDescription,
     NodeState,
@@ -255,3 +258,116 @@ async def test_a_failed_update_takes_its_ports_back_or_says_why_not(led, port, s
     assert after.endpoint.ports == after.spec.endpoint.ports
     assert (after.spec.endpoint == endpoint(port)) == (state != "paused")
     assert ("port '81'" in after.update_status.message) == (state == "paused")
+
+
+def global_service(name):
+    """Make a global service and the row of its spec."""
+    row, version = service(name, replicas=0)
+    spec = msgspec.structs.replace(row.spec, mode=GlobalMode())
+    return (
+        msgspec.structs.replace(row, spec=spec),
+        msgspec.structs.replace(version, spec=spec),
+    )
+
+
+async def change_node(store, node_id, **changes):
+    """Change a node's row."""
+    await store.update(
+        lambda tx: tx.update(msgspec.structs.replace(tx.nodes.get(node_id), **changes))
+    )
+    await settle()
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The services that the loop makes a step for, in order."""
+    seen = []
+    real = loop_module.step
+
+    def spying(state, **arguments):
+        seen.append(state.service_id)
+        return real(state, **arguments)
+
+    monkeypatch.setattr(loop_module, "step", spying)
+    return seen
+
+
+async def test_a_change_of_a_node_looks_at_whom_it_concerns_only(led, looked_at):
+    """Those with tasks there, those with a task that waits, and those that are everywhere."""
+    store, _ = led
+    second = Node(
+        id=NodeID("n2"),
+        description=NodeDescription(resources=Resources(nano_cpus=NANOSECONDS)),
+        status=NodeStatus(state=NodeState.DOWN),
+    )
+    rows = (
+        *service("here", replicas=1),
+        *service("empty", replicas=0),
+        *service("short", replicas=1, nano_cpus=9 * NANOSECONDS),
+        *global_service("everywhere"),
+    )
+    await store.update(write(second, *rows))
+    await settle()
+    looked_at.clear()
+
+    await change_node(store, "n2", status=NodeStatus(state=NodeState.READY))
+
+    assert {"short", "everywhere"} == set(looked_at)
+    assert sorted(t.node_id for t in store.view().tasks if t.service_id == "everywhere") == [
+        "n1",
+        "n2",
+    ]
+
+    looked_at.clear()
+    await change_node(store, "n1", status=NodeStatus(state=NodeState.DOWN))
+    assert {"here", "short", "everywhere"} == set(looked_at)
+    moved = [t for t in store.view().tasks if t.service_id == "here"]
+    assert {("n1", TaskState.SHUTDOWN), ("n2", TaskState.RUNNING)} == {
+        (task.node_id, task.desired_state) for task in moved
+    }
+
+
+async def test_what_says_nothing_of_tasks_wakes_nobody(led, looked_at):
+    """Certificates, a manager's reachability, tokens: rows change, plans do not."""
+    store, _ = led
+    await store.update(write(*service("web", replicas=1), *global_service("all")))
+    await settle()
+    looked_at.clear()
+
+    await change_node(store, "n1", certificate_until=5.0)
+    await store.update(
+        lambda tx: tx.update(
+            msgspec.structs.replace(tx.clusters.get("c1"), root_ca_certificate_pem="x")
+        )
+    )
+    await settle()
+
+    assert looked_at == []
+
+
+async def test_a_removed_node_s_tasks_are_orphaned_by_the_loop(led, looked_at):
+    """Their services are found by the node that is gone."""
+    store, _ = led
+    await store.update(write(*service("web", replicas=1), *service("other", replicas=0)))
+    await settle()
+    looked_at.clear()
+
+    await store.update(lambda tx: tx.delete(Node, "n1"))
+    await settle()
+
+    assert {"web"} == set(looked_at)
+    assert sorted(task.status.state for task in store.view().tasks) == [
+        TaskState.PENDING,
+        TaskState.ORPHANED,
+    ]
+
+
+async def test_a_service_with_more_tasks_than_a_pass_makes_is_gone_on_with(led, monkeypatch):
+    """Pass after pass, until all are there."""
+    store, _ = led
+    monkeypatch.setattr(draft_module, "CREATED_MAX", 3)
+
+    await store.update(write(*service("web", replicas=10)))
+    await settle()
+
+    assert sorted(task.slot for task in store.view().tasks) == list(range(1, 11))
