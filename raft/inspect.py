@@ -18,8 +18,9 @@ from raft import snapshot as snapshots
 from raft.core import Entries, decode_membership
 from raft.files import Files, RealFiles
 from raft.keys import Kek, KeyRing
-from raft.storage import SNAPSHOTS_NAME, WAL_NAME, describe_snapshot
-from raft.wal import SYNCED_NAME, read_batches, read_segment_header, segment_names
+from raft.segments import SYNCED_NAME, read_batches, read_segment_header, segment_names
+from raft.storage import SNAPSHOTS_NAME, WAL_NAME
+from raft.stored import describe_snapshot
 
 
 class Inspection:
@@ -60,7 +61,7 @@ class Inspection:
                 else:
                     chunks += 1
                     size += len(plain)
-            told = describe_snapshot(path, about)
+            told = describe_snapshot(str(path), about)
         except CorruptError as error:
             return f"snapshot {path.name}:\n{self._damage(path, error)}"
         index = int(path.stem, 16)

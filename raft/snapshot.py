@@ -17,7 +17,7 @@ from proto.errors import CorruptError, InvalidError
 from raft import format as layout
 from raft.files import File, Files, write_all
 from raft.keys import KeyRing, RandomBytes
-from raft.wal import data_key
+from raft.segments import data_key
 
 SNAPSHOT_SUFFIX = ".snap"
 CHUNK_BYTES_MAX = layout.FRAME_BYTES_MAX - layout.TAG_BYTES

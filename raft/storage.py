@@ -26,18 +26,23 @@ import structlog
 from proto.errors import CorruptError, SwarmError
 from raft import format as layout
 from raft import snapshot as snapshots
-from raft.core import (
-    NOBODY,
-    Entries,
-    HardState,
-    Membership,
-    RaftID,
-    Snapshot,
-    decode_membership,
-)
+from raft.core import NOBODY, Entries, HardState, Snapshot
 from raft.files import Files, Lock, RealFiles, disk_error
 from raft.keys import KeyRing, RandomBytes
+from raft.stored import (
+    NO_SNAPSHOT,
+    About,
+    LogReader,
+    Stored,
+    completed,
+    describe_snapshot,
+    encode_about,
+    is_void,
+    newest_membership,
+)
 from raft.wal import SEGMENT_BYTES, Wal
+
+__all__ = ["Storage", "Stored", "Write", "newest_membership"]
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -46,17 +51,6 @@ WAL_NAME = "wal"
 SNAPSHOTS_NAME = "snapshots"
 # Entries of more bytes than this are spread over several records.
 RECORD_PART_BYTES = 8 << 20
-
-
-class About(msgspec.Struct, frozen=True, array_like=True):
-    """What a snapshot's file says of it; `is_installed` if another member made it."""
-
-    snapshot: Snapshot
-    is_installed: bool
-
-
-_ABOUT_ENCODER = msgspec.msgpack.Encoder()
-_ABOUT_DECODER = msgspec.msgpack.Decoder(About)
 
 
 class Write(msgspec.Struct, frozen=True, gc=False):
@@ -71,84 +65,6 @@ class Write(msgspec.Struct, frozen=True, gc=False):
     hard_state: HardState | None
     entries: Entries | None
     install: snapshots.SnapshotWriter | None = None
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """What was found at the start: the arguments of a core.
-
-    Attributes:
-        member_id: whose log it is; nobody's if it is empty.
-        hard_state: the newest.
-        snapshot: the description of the newest; index 0 without one.
-        entries: what the log holds; None if empty.
-    """
-
-    member_id: RaftID
-    hard_state: HardState
-    snapshot: Snapshot
-    entries: Entries | None
-
-    @property
-    def last_index(self) -> int:
-        """Where the log ends."""
-        return max(self.entries.last if self.entries else 0, self.snapshot.index)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing at all."""
-        return self.member_id == NOBODY
-
-
-class _Reader:
-    """Puts together the log from its records."""
-
-    def __init__(self) -> None:
-        self.member_id = NOBODY
-        self.hard_state = HardState()
-        self._first = 1
-        self._data: list[bytes] = []
-        self._terms: list[tuple[int, int]] = []
-        self._changes: list[int] = []
-
-    @property
-    def last(self) -> int:
-        return self._first + len(self._data) - 1
-
-    def visit(self, segment_index: int, batch: layout.Batch) -> None:
-        """Take the next record."""
-        if batch.offset == layout.FILE_HEADER_BYTES and segment_index != self.last + 1:
-            self._clear(segment_index)
-        self.member_id = batch.states.member_id
-        for step in batch.states.steps:
-            self.hard_state = step.hard_state
-            if step.entries is not None:
-                self.add(step.entries)
-
-    def entries(self) -> Entries | None:
-        if not self._data:
-            return None
-        return Entries(self._first, self._data, tuple(self._terms), tuple(self._changes))
-
-    def _clear(self, first: int) -> None:
-        self._first = first
-        self._data, self._terms, self._changes = [], [], []
-
-    def add(self, entries: Entries) -> None:
-        """Take entries; they replace what is there from their first on."""
-        keep = entries.first - self._first
-        if keep <= 0:
-            self._clear(entries.first)
-        elif keep < len(self._data):
-            del self._data[keep:]
-            while self._terms and self._terms[-1][0] >= entries.first:
-                self._terms.pop()
-            while self._changes and self._changes[-1] >= entries.first:
-                self._changes.pop()
-        self._data += entries.data
-        for run in entries.terms:
-            if not self._terms or self._terms[-1][1] != run[1]:
-                self._terms.append(run)
-        self._changes += entries.changes
 
 
 class Storage:
@@ -247,8 +163,8 @@ class Storage:
         place = self.directory / SNAPSHOTS_NAME
         found = self.snapshot = snapshots.find_newest(self._files, place, self._keys)
         index = found.index if found else 0
-        about = _about(found)
-        reader = _Reader()
+        about = describe_snapshot(str(found.path), found.about) if found else NO_SNAPSHOT
+        reader = LogReader()
         self._wal = Wal.open(
             self.directory / WAL_NAME,
             self._keys,
@@ -265,12 +181,12 @@ class Storage:
             self._wal.abandon()
             reason = "no record says whose log it is, but there is a snapshot"
             raise CorruptError(str(self.directory / WAL_NAME), 0, reason)
-        self.hard_state = _completed(reader.hard_state, about.snapshot, entries)
-        is_void = about.is_installed and _is_void(about.snapshot, entries, reader.last)
-        if is_void:
+        self.hard_state = completed(reader.hard_state, about.snapshot, entries)
+        begins_anew = about.is_installed and is_void(about.snapshot, entries, reader.last)
+        if begins_anew:
             entries = None
         self.stored = Stored(self.member_id, self.hard_state, about.snapshot, entries)
-        if is_void:
+        if begins_anew:
             self._begin_after(index)
         self._tidy()
 
@@ -298,7 +214,7 @@ class Storage:
         stored = self.stored
         joined = entries
         if stored.entries is not None and entries is not None:
-            reader = _Reader()
+            reader = LogReader()
             for run in (stored.entries, entries):
                 reader.add(run)
             joined = reader.entries()
@@ -391,7 +307,7 @@ class Storage:
             self._keys,
             files=self._files,
             rng_bytes=self._rng_bytes,
-            about=_ABOUT_ENCODER.encode(About(snapshot, is_installed)),
+            about=encode_about(About(snapshot, is_installed)),
             temporary_name=temporary_name,
         )
 
@@ -462,47 +378,6 @@ def _as_swarm_error(directory: Path) -> Iterator[None]:
         raise disk_error(directory, error) from error
 
 
-def _about(found: snapshots.Snapshot | None) -> About:
-    """Return a snapshot's description; without a snapshot that of the empty state."""
-    if found is None:
-        return About(Snapshot(), is_installed=False)
-    return describe_snapshot(found.path, found.about)
-
-
-def describe_snapshot(path: Path, about: bytes) -> About:
-    """Read what a snapshot's file says of it.
-
-    Raises:
-        CorruptError: another version wrote it.
-    """
-    try:
-        return _ABOUT_DECODER.decode(about)
-    except msgspec.DecodeError as error:
-        reason = "its description is not known to this program"
-        raise CorruptError(str(path), layout.FILE_HEADER_BYTES, reason) from error
-
-
-def _completed(hard_state: HardState, snapshot: Snapshot, entries: Entries | None) -> HardState:
-    """Return the hard state that goes with the rest.
-
-    After a crash between a snapshot's installation and the record after it the stored term may be
-    older than the snapshot's. Having been told of a term is no promise: nobody was voted for.
-    """
-    term = max(hard_state.term, snapshot.term, entries.terms[-1][1] if entries else 0)
-    commit = max(hard_state.commit, snapshot.index)
-    vote = hard_state.vote if term == hard_state.term else NOBODY
-    return HardState(term, vote, commit)
-
-
-def _is_void(snapshot: Snapshot, entries: Entries | None, last: int) -> bool:
-    """Whether the log does not go with an installed snapshot and is to be begun anew."""
-    if last < snapshot.index:
-        return True
-    if entries is None or snapshot.index < entries.first:
-        return False
-    return entries.term(snapshot.index) != snapshot.term
-
-
 def _parts(entries: Entries) -> Iterator[Entries]:
     """Cut a run into parts that fit into records."""
     data = entries.data
@@ -524,11 +399,3 @@ def _part(entries: Entries, start: int, stop: int) -> Entries:
     runs = tuple(run for run in entries.terms if first < run[0] < following)
     changes = tuple(index for index in entries.changes if first <= index < following)
     return Entries(first, entries.data[start:stop], ((first, entries.term(first)), *runs), changes)
-
-
-def newest_membership(stored: Stored) -> Membership:
-    """Return the newest membership in what was found, committed or not."""
-    entries = stored.entries
-    if entries is None or not entries.changes or entries.changes[-1] <= stored.snapshot.index:
-        return stored.snapshot.membership
-    return decode_membership(entries.data[entries.changes[-1] - entries.first])

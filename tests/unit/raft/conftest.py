@@ -59,15 +59,18 @@ class Direct:
 
     def save_snapshot(self, index: int, *chunks: bytes, is_installed: bool = False) -> None:
         """Store a snapshot and drop what it makes needless."""
-        storage = self.storage
-        storage.roll()
-        writer = storage.snapshot_writer(Snapshot(index, 1), is_installed=is_installed)
+        self.storage.roll()
+        self.add_snapshot(index, *chunks, is_installed=is_installed)
+        self.storage.remove_older(self.storage.take_droppable(0))
+        self.storage.drop_keys()
+
+    def add_snapshot(self, index: int, *chunks: bytes, is_installed: bool = False) -> None:
+        """Store a snapshot, and keep all of the log."""
+        writer = self.storage.snapshot_writer(Snapshot(index, 1), is_installed=is_installed)
         writer.start()
         writer.write(chunks)
         writer.finish()
-        storage.snapshot = writer.snapshot
-        storage.remove_older(storage.take_droppable(0))
-        storage.drop_keys()
+        self.storage.snapshot = writer.snapshot
 
     def read(self) -> tuple[list[bytes], list[bytes]]:
         """Return the chunks and the entries after them as they were found at the start."""

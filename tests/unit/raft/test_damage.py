@@ -10,7 +10,7 @@ import pytest
 
 from proto.errors import CorruptError
 from raft import format as layout
-from raft.wal import SYNCED_NAME
+from raft.segments import SYNCED_NAME
 
 ENTRIES = [b"first", b"second entry", b"third"]
 
@@ -203,6 +203,66 @@ def test_missing_segments_are_refused(node):
             node.direct()
         node.files.put(path, content)
     assert node.restored()[1] == ENTRIES
+
+
+def test_a_record_that_leaves_out_an_entry_is_refused(node):
+    """Authentic or not: a log with a gap is none."""
+    log = node.direct()
+    log.write(b"1")
+    log.storage.write([log.step(3, b"3")])
+    log.close()
+    (path,) = node.segments()
+    with pytest.raises(CorruptError, match=r"entry 2 is missing"):
+        node.direct()
+    assert_refused(node, path)
+
+
+def test_a_missing_segment_is_refused_though_an_own_snapshot_has_it(node):
+    """Only a leader's snapshot lets a segment begin elsewhere; behind an own one it is a loss."""
+    for data in ENTRIES:
+        node.written([data])
+    log = node.direct()
+    log.add_snapshot(2, b"state")
+    log.close()
+    _, path, last = node.segments()
+    content = node.files.content(path)
+    node.files.remove(path)
+    with pytest.raises(CorruptError, match="starts at entry 3, not at 2"):
+        node.direct()
+    assert_refused(node, last)
+    node.files.put(path, content)
+    assert node.restored() == ([b"state"], ENTRIES[2:])
+
+
+def test_a_log_that_ends_before_an_own_snapshot_is_refused(node):
+    """What it contains had been synced before it was made, whatever became of the mark."""
+    log = node.direct()
+    for data in ENTRIES:
+        log.write(data)
+    log.add_snapshot(3, b"state")
+    log.close()
+    (path,) = node.segments()
+    content = node.files.content(path)
+    node.files.remove(node.wal / SYNCED_NAME)
+    node.files.put(path, content[: -node.record_bytes(3, ENTRIES[2])])
+    with pytest.raises(CorruptError, match="entries up to 3 are missing"):
+        node.direct()
+    assert_refused(node, path)
+    node.files.put(path, content)
+    assert node.restored() == ([b"state"], [])
+
+
+def test_a_snapshot_without_any_segment_is_refused(node):
+    """The log goes on behind a snapshot, so there is always one."""
+    log = node.direct()
+    log.write(b"1")
+    log.save_snapshot(1, b"state")
+    log.close()
+    for path in node.segments():
+        node.files.remove(path)
+    node.files.remove(node.wal / SYNCED_NAME)
+    with pytest.raises(CorruptError, match="all segments are missing"):
+        node.direct()
 
 
 def test_exchanged_repeated_and_foreign_records_are_refused(node):

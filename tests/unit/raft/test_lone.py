@@ -20,7 +20,7 @@ from proto.errors import (
 from raft import format as layout
 from raft.keys import KeyRing
 from raft.node import ENTRY_BYTES_MAX
-from raft.wal import read_batches
+from raft.segments import read_batches
 
 
 async def test_restart_restores_everything(node):
