@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -51,21 +49,11 @@ from . import checks
 from .disk import Disk
 from .loop import LoopClock, VirtualLoop
 from .machine import WITHDRAW_SECONDS_MAX, Machine
+from .trace import Trace
 from .user import User
 
 NODE = NodeID("thenode")
 ADDRESS = "10.0.0.1:2377"
-# What supervisors log when they met a bug.
-BUGS = frozenset(
-    {
-        "agent_crashed_again",
-        "component_failed",
-        "instruction_crashed",
-        "session_crashed",
-        "task_abandoned",
-        "task_work_crashed",
-    }
-)
 _FACTS = MachineFacts(
     hostname="host1",
     kernel="6.1",
@@ -78,15 +66,11 @@ _FACTS = MachineFacts(
 _RUNTIME_FACTS = RuntimeFacts(name="sim", path="", cgroup_version="2")
 
 
-class SimulationError(AssertionError):
-    """Something that must hold did not; the text has the seed and the end of the trace."""
-
-
 class KilledError(Exception):
     """The daemon died before it answered."""
 
 
-class Host:
+class Host(Trace):
     """A node and its world.
 
     Attributes:
@@ -98,12 +82,12 @@ class Host:
     """
 
     def __init__(self, seed: int, root: Path, loop: VirtualLoop) -> None:
+        super().__init__(loop, root)
         self.seed = seed
-        self.loop = loop
         self.clock = LoopClock(loop)
         self.rng = random.Random(f"{seed}/story")
-        self.trace: list[tuple[float, str, dict[str, Any]]] = []
         self.machine = Machine(self.clock, random.Random(f"{seed}/machine"), root)
+        self.machine.violations = self.violations
         self.disk = Disk(random.Random(f"{seed}/disk"))
         self.user = User(random.Random(f"{seed}/user"))
         self.config = DaemonConfig(state_dir=root)
@@ -123,37 +107,6 @@ class Host:
         self._requests: set[asyncio.Task[str]] = set()
         self._slots: dict[tuple[str, str], str] = {}
         self.machine.runtime.on_start = self._check_slot
-
-    # --- the trace ---
-
-    def note(self, event: str, **fields: Any) -> None:
-        """Write what the world does into the trace."""
-        self.trace.append((self.loop.time(), "* " + event, fields))
-
-    def log(self, _logger: Any, method: str, event: dict[str, Any]) -> Any:
-        """Take what the product logs into the trace."""
-        if self.loop.is_dead():
-            raise structlog.DropEvent
-        name = event.pop("event")
-        if event.get("exc_info"):
-            error = event.pop("exc_info")
-            error = error if isinstance(error, BaseException) else sys.exc_info()[1]
-            event["error"] = "".join(traceback.format_exception(error))
-        if name in BUGS:
-            self.violate(f"{name}: {_shown(event)}")
-        self.trace.append((self.loop.time(), f"{method[0]} {name}", event))
-        raise structlog.DropEvent
-
-    def lines(self, count: int | None = None) -> list[str]:
-        """Render the trace, or its last lines."""
-        chosen = self.trace if count is None else self.trace[-count:]
-        root = str(self.machine.root)
-        return [f"{t:10.4f} {name} {_shown(f)}".replace(root, "<root>") for t, name, f in chosen]
-
-    def violate(self, what: str) -> None:
-        """Note what must not happen; the next check ends the run."""
-        self.note("VIOLATION", what=what)
-        self.machine.violations.append(what)
 
     # --- the daemon ---
 
@@ -381,8 +334,7 @@ class Host:
                 self.machine.network.check("meanwhile")
             for orchestrator in self.orchestrators:
                 self._check_usage(orchestrator)
-        if self.machine.violations:
-            raise SimulationError("; ".join(self.machine.violations))
+        self.raise_violations()
 
     def _is_attentive(self) -> bool:
         """Tell whether the daemon has had the time to see what happened to containers."""
@@ -398,10 +350,6 @@ class Host:
         queued = [w for w in store._watches if getattr(w, "_batches", None)]
         if not queued:
             usage.check(store.view().tasks)
-
-
-def _shown(fields: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in fields.items())
 
 
 @contextmanager

@@ -21,9 +21,10 @@ from proto.errors import SequenceConflictError, SwarmError
 from proto.objects import NodeAvailability
 
 from . import checks
-from .host import NODE, Host, KilledError, SimulationError, installed
+from .host import NODE, Host, KilledError, installed
 from .loop import VirtualLoop
 from .machine import TRAPS
+from .trace import SimulationError
 from .user import is_troubled, made, repaired
 
 STEPS_MIN, STEPS_MAX = 10, 25

@@ -11,8 +11,8 @@ import pytest
 
 from proto.errors import UnavailableError
 
-from .host import SimulationError
 from .simulation import Simulation, simulate
+from .trace import SimulationError
 
 FIRST = int(os.environ.get("SWARM_SIM_FIRST", "0"))
 SEEDS = int(os.environ.get("SWARM_SIM_SEEDS", "20"))
