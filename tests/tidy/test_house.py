@@ -55,6 +55,8 @@ PURE = (
     "overlay/rules.py",
     "overlay/ipam.py",
     "raft/core/*.py",
+    "raft/format.py",
+    "raft/stored.py",
     "raft/sim/[a-z]*.py",
     "raft/transport/limits.py",
     "raft/transport/outbox.py",
