@@ -18,6 +18,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
         runtime: "auto", "crun" or "runc".
         cgroup_parent: the control group below which every container has its own.
         pool: the subnet of the node's bridge, or "" to choose a free one.
+        raft_tick_seconds: an election takes 10 to 20 of them.
     """
 
     state_dir: Path = Path("/var/lib/swarm")
@@ -27,6 +28,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = "auto"
     cgroup_parent: str = "/swarm"
     pool: str = ""
+    raft_tick_seconds: float = 0.1
 
     @property
     def identity_file(self) -> Path:
@@ -37,6 +39,16 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
     def raft_dir(self) -> Path:
         """The manager's log, snapshots and keys."""
         return self.state_dir / "raft"
+
+    @property
+    def certificates_dir(self) -> Path:
+        """The node's certificate, its key, and the roots that it trusts."""
+        return self.state_dir / "certificates"
+
+    @property
+    def managers_file(self) -> Path:
+        """The managers that the node knows."""
+        return self.state_dir / "managers.json"
 
     @property
     def worker_dir(self) -> Path:

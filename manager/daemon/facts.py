@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from manager.daemon.config import DaemonConfig
 from manager.daemon.identity import Identity
 from manager.daemon.machine import Machine, RuntimeFacts
 from manager.httpapi.backend import LocalNodeState, NodeFacts, RemoteManager, SwarmFacts
+from manager.nodeport.remotes import ManagerPeer
 from manager.store import View
 from proto.ids import NodeID
 
@@ -20,6 +23,7 @@ def facts_of(
     state: LocalNodeState,
     error: str,
     view: View | None,
+    remotes: Sequence[ManagerPeer],
     runtime: RuntimeFacts,
     counts: tuple[int, int],
     images: int,
@@ -33,6 +37,7 @@ def facts_of(
         state: of the membership.
         error: why the state is "error".
         view: the store's committed view, on a manager that is not locked.
+        remotes: the managers that a worker knows.
         runtime: what runs containers.
         counts: containers that run, and that ended and are kept.
         images: how many images the node has.
@@ -56,16 +61,25 @@ def facts_of(
         containers_running=running,
         containers_stopped=stopped,
         images=images,
-        swarm=_swarm_facts(identity, state, error, view),
+        swarm=_swarm_facts(identity, state, error, view, remotes),
     )
 
 
 def _swarm_facts(
-    identity: Identity | None, state: LocalNodeState, error: str, view: View | None
+    identity: Identity | None,
+    state: LocalNodeState,
+    error: str,
+    view: View | None,
+    remotes: Sequence[ManagerPeer],
 ) -> SwarmFacts:
     node_addr = identity.advertise_addr.rpartition(":")[0].strip("[]") if identity else ""
     if view is None:
-        return SwarmFacts(local_node_state=state, error=error, node_addr=node_addr)
+        return SwarmFacts(
+            local_node_state=state,
+            error=error,
+            node_addr=node_addr,
+            remote_managers=tuple(RemoteManager(peer.node_id, peer.address) for peer in remotes),
+        )
     managers = [node for node in view.nodes if node.manager_status is not None]
     return SwarmFacts(
         local_node_state=state,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from manager.daemon.addresses import InterfaceAddress
+from manager.daemon.addresses import InterfaceAddress, split_port
 from overlay import rtnetlink
 from overlay.names import BRIDGE
 from overlay.netlink import NetlinkSocket
@@ -77,3 +77,20 @@ def machine_addresses() -> list[InterfaceAddress]:
         and not address.interface.ip.is_loopback
         and not address.interface.ip.is_link_local
     ]
+
+
+def address_towards(remote: str) -> str:
+    """Return this machine's address on the way to `host:port`; "" if there is no way.
+
+    Asks the kernel's routes; nothing is sent.
+    """
+    host, port = split_port(remote, "remote address")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+    return ""

@@ -22,7 +22,7 @@ from manager.daemon.logging import configure_logging
 from manager.daemon.machine import RuntimeFacts, read_machine
 from manager.daemon.node import SwarmNode
 from manager.httpapi.app import make_app
-from manager.httpapi.server import serve_unix
+from manager.httpapi.server import serve_tls, serve_unix
 from overlay.node import BridgeNetwork
 from proto.clock import Clock, SystemClock
 from proto.errors import InUseError, RuntimeFailedError, SwarmError
@@ -32,6 +32,8 @@ from worker.runtime.oci import OciRuntime
 from worker.runtime.probe import CANDIDATES, probe
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.01, 10.0
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
@@ -48,6 +50,13 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
     add("--runtime", choices=("auto", "crun", "runc"), default="auto", help="OCI runtime")
     add("--cgroup-parent", default=default.cgroup_parent, help="parent of containers' cgroups")
     add("--bip", default="", metavar="CIDR", help="subnet of the bridge gwbr")
+    add(
+        "--raft-tick",
+        type=float,
+        default=default.raft_tick_seconds,
+        metavar="SECONDS",
+        help="an election takes 10 to 20 of them (default: %(default)s)",
+    )
     add("-D", "--debug", action="store_true", help="log every step")
     options = parser.parse_args(arguments)
     scheme, _, path = options.host.rpartition("://")
@@ -59,6 +68,10 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
             parser.error(f"{name} {value}: must be an absolute path")
     if not options.cgroup_parent.startswith("/"):
         parser.error(f"--cgroup-parent {options.cgroup_parent}: must begin with /")
+    if not TICK_SECONDS_MIN <= options.raft_tick <= TICK_SECONDS_MAX:
+        parser.error(
+            f"--raft-tick {options.raft_tick}: must be {TICK_SECONDS_MIN} to {TICK_SECONDS_MAX} s"
+        )
     config = DaemonConfig(
         state_dir=options.state_dir,
         run_dir=options.run_dir,
@@ -67,6 +80,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
         runtime=options.runtime,
         cgroup_parent=options.cgroup_parent,
         pool=options.bip,
+        raft_tick_seconds=options.raft_tick,
     )
     return config, options.debug
 
@@ -91,14 +105,18 @@ async def run(config: DaemonConfig) -> None:
     config.state_dir.chmod(0o700)
     config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     pid_file = lock_pid_file(config.pid_file)
+    state_file = lock_pid_file(config.state_dir / "swarmd.lock")
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     node = await compose(config, SystemClock())
+    node.serve_tls = lambda address, credentials: serve_tls(
+        make_app(node, peers=node), address, credentials
+    )
     await node.start()
     try:
-        listener = await serve_unix(make_app(node), config.socket, gid_of(config.group))
+        listener = await serve_unix(make_app(node, peers=node), config.socket, gid_of(config.group))
         log.info("daemon_started", socket=str(config.socket), version=node.version)
         notify("READY=1")
         await ended.wait()
@@ -106,6 +124,7 @@ async def run(config: DaemonConfig) -> None:
         await listener.close()
     finally:
         await node.close()
+        state_file.close()
         pid_file.close()
         log.info("daemon_stopped")
 
@@ -148,7 +167,7 @@ def gid_of(group: str) -> int | None:
 
 
 def lock_pid_file(path: Path) -> TextIO:
-    """Take the run directory for this process; the lock ends with the process, however it ends.
+    """Take a directory for this process; the lock ends with the process, however it ends.
 
     Raises:
         InUseError: another swarmd has it.

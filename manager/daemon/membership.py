@@ -13,23 +13,31 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
 from typing_extensions import override
 
+from manager.ca.credentials import NodeCredentials
+from manager.ca.issue import (
+    issue_certificate,
+    new_key_and_csr,
+    root_certificates_pem,
+    tls_info_of,
+)
 from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from manager.controlapi import Control
-from manager.controlapi.ports import allocate_ports
-from manager.dispatcher.local import LocalDispatcher
-from manager.orchestrator.loop import Orchestrator
+from manager.daemon.addresses import join_port, split_port
 from manager.store import Store, Transaction
 from proto.clock import Clock
+from proto.errors import NotFoundError
 from proto.ids import ClusterID, NodeID, new_id
 from proto.objects import (
+    NANOSECONDS,
     Cluster,
     ClusterSpec,
     JoinTokens,
@@ -43,11 +51,19 @@ from proto.objects import (
     NodeStatus,
     Reachability,
 )
+from raft.core import Member, RaftID
 from raft.files import Files
+from raft.kek import KEY_BYTES
 from raft.keys import Kek, KeyRing
-from raft.node import RaftNode
+from raft.node import RaftNode, Settings
+from raft.transport.identity import MANAGER_ROLE, read_identity
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+
+# Secrets in the ring of keys: what seals the TLS key, and its successor while it changes.
+TLS_KEY = "tls"
+NEXT_TLS_KEY = "tls.next"
 
 
 class NewCluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,42 +78,89 @@ class NewCluster(msgspec.Struct, frozen=True, kw_only=True):
     data_path_port: int
 
 
+class Founding(msgspec.Struct, frozen=True):
+    """Who the first node of a cluster is, and its certificate; the key is clear, in PEM."""
+
+    cluster_id: ClusterID
+    node_id: NodeID
+    certificate_pem: bytes
+    key_pem: bytes
+    roots_pem: bytes
+
+    @override
+    def __repr__(self) -> str:
+        """Hide the key."""
+        return f"Founding(node_id={self.node_id!r})"
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """The leader's answer to a manager that joins the group."""
+
+    member_id: RaftID
+    members: tuple[Member, ...]
+    unlock_key: str = ""
+
+    @override
+    def __repr__(self) -> str:
+        """Hide the key."""
+        return f"Admission(member_id={self.member_id})"
+
+
 class NodeControl(Control):
     """The control API of this node: a change of the unlock key is on disk before it returns."""
 
-    def __init__(self, membership: Membership, rng: random.Random, clock: Clock) -> None:
-        """Serve the membership's store."""
+    def __init__(
+        self,
+        membership: Membership,
+        rng: random.Random,
+        clock: Clock,
+        *,
+        seal: Callable[[], Awaitable[None]],
+        manager_statuses: Callable[[], Mapping[NodeID, ManagerStatus]],
+    ) -> None:
+        """Serve the membership's store.
+
+        Args:
+            membership: whose store is served.
+            rng: draws IDs and secrets.
+            clock: for times.
+            seal: brings this manager's keys in line with the cluster's unlock key.
+            manager_statuses: what is observed of the managers now.
+        """
         super().__init__(membership.store, clock, rng)
-        self._membership = membership
+        self._manager_statuses = manager_statuses
+        self._seal = seal
 
     @override
-    async def update_cluster(
-        self,
-        version: int,
-        spec: ClusterSpec,
-        *,
-        rotate_worker_token: bool = False,
-        rotate_manager_token: bool = False,
-        rotate_unlock_key: bool = False,
-    ) -> None:
+    def nodes(self) -> list[Node]:
+        """Return all nodes, managers with what is observed of them now."""
+        statuses = self._manager_statuses()
+        return [_observed(node, statuses) for node in super().nodes()]
+
+    @override
+    def node(self, ref: str) -> Node:
+        """Return one node, with what is observed of it now."""
+        return _observed(super().node(ref), self._manager_statuses())
+
+    @override
+    async def update_cluster(self, *args: Any, **kwargs: Any) -> None:
         """Change the cluster and seal this manager's keys anew if the unlock key changed."""
-        await super().update_cluster(
-            version,
-            spec,
-            rotate_worker_token=rotate_worker_token,
-            rotate_manager_token=rotate_manager_token,
-            rotate_unlock_key=rotate_unlock_key,
-        )
-        await self._membership.seal_keys()
+        await super().update_cluster(*args, **kwargs)
+        await self._seal()
 
 
 class Membership:
-    """An open manager."""
+    """An open manager.
 
-    def __init__(self, keys: KeyRing, raft_log: RaftNode, store: Store) -> None:
-        """Use `create` or `open`."""
+    Attributes:
+        store: the replicated state.
+        raft: the log below it.
+    """
+
+    def __init__(self, keys: KeyRing, raft: RaftNode, store: Store) -> None:
+        """Use `create`, `open` or `join`."""
         self._keys = keys
-        self._log = raft_log
+        self.raft = raft
         self._sealing = asyncio.Lock()
         self.store = store
 
@@ -109,9 +172,10 @@ class Membership:
         *,
         clock: Clock,
         rng: random.Random,
+        settings: Settings = Settings(),  # noqa: B008 -- frozen
         files: Files | None = None,
-    ) -> tuple[Membership, ClusterID, NodeID]:
-        """Begin a cluster of one in an empty directory."""
+    ) -> tuple[Membership, Founding]:
+        """Begin a cluster of one in an empty directory; its first node has a certificate."""
         kek = Kek.generate(rng.randbytes) if new.spec.auto_lock_managers else None
         keys = await asyncio.to_thread(KeyRing.create, directory, rng.randbytes, kek, files=files)
         cluster_id, node_id = ClusterID(new_id(rng)), NodeID(new_id(rng))
@@ -121,26 +185,80 @@ class Membership:
                 directory,
                 keys,
                 node_id=node_id,
-                address=new.advertise_addr,
+                address=node_port_address(new.advertise_addr),
                 clock=clock,
                 rng=rng,
+                settings=settings,
                 files=files,
             ),
             clock,
         )
-        cluster = _first_cluster(cluster_id, new, kek, now=clock.wall(), rng=rng)
-        node = _first_node(node_id, new)
+        now = clock.wall()
+        cluster = _first_cluster(cluster_id, new, kek, now=now, rng=rng)
+        founding = _found(cluster, node_id, now=now)
+        node = _first_node(founding, new)
 
         def write(tx: Transaction) -> None:
             tx.create(cluster)
             tx.create(node)
 
         try:
+            await asyncio.to_thread(membership.new_tls_key, rng)
             await membership.store.update(write)
         except BaseException:
             await membership.close()
             raise
-        return membership, cluster_id, node_id
+        return membership, founding
+
+    @classmethod
+    async def join(
+        cls,
+        directory: Path,
+        admission: Admission,
+        *,
+        node_id: NodeID,
+        address: str,
+        clock: Clock,
+        rng: random.Random,
+        settings: Settings = Settings(),  # noqa: B008 -- frozen
+        files: Files | None = None,
+    ) -> Membership:
+        """Begin, in an empty directory, as the learner that the leader made of this node.
+
+        Args:
+            directory: the log's.
+            admission: the leader's answer.
+            node_id: this node's.
+            address: of its node port.
+            clock: for ticks and times.
+            rng: for keys and time-outs.
+            settings: the log's numbers.
+            files: the disk.
+        """
+        kek = Kek.parse(admission.unlock_key) if admission.unlock_key else None
+        keys = await asyncio.to_thread(KeyRing.create, directory, rng.randbytes, kek, files=files)
+        membership = await cls._take_up(
+            keys,
+            RaftNode.join(
+                directory,
+                keys,
+                member_id=admission.member_id,
+                node_id=node_id,
+                address=address,
+                peers=admission.members,
+                clock=clock,
+                rng=rng,
+                settings=settings,
+                files=files,
+            ),
+            clock,
+        )
+        try:
+            await asyncio.to_thread(membership.new_tls_key, rng)
+        except BaseException:
+            await membership.close()
+            raise
+        return membership
 
     @classmethod
     async def open(
@@ -151,12 +269,14 @@ class Membership:
         clock: Clock,
         rng: random.Random,
         node_id: NodeID = NodeID(""),  # noqa: B008 -- a string
-        advertise_addr: str = "",
+        address: str = "",
+        peers: Sequence[Member] = (),
+        settings: Settings = Settings(),  # noqa: B008 -- frozen
         files: Files | None = None,
     ) -> Membership:
-        """Open what `create` made; `files` is the disk, the machine's own if not given.
+        """Open what `create` or `join` made; `files` is the disk, the machine's own if not given.
 
-        `node_id` and `advertise_addr` are this node's, for a log that does not name its owner.
+        `node_id`, `address` and `peers` are as for `join`, for a log that had got nothing yet.
 
         Raises:
             LockedError: autolock is on and no key was given.
@@ -172,14 +292,17 @@ class Membership:
                 directory,
                 keys,
                 node_id=node_id,
-                address=advertise_addr,
+                address=address,
+                peers=peers,
                 clock=clock,
                 rng=rng,
+                settings=settings,
                 files=files,
             ),
             clock,
         )
-        await membership.seal_keys()
+        if membership.store.term:
+            await membership.seal_keys()
         return membership
 
     @classmethod
@@ -187,14 +310,44 @@ class Membership:
         cls, keys: KeyRing, opening: Coroutine[None, None, RaftNode], clock: Clock
     ) -> Membership:
         try:
-            raft_log = await opening
-            store = Store.open(raft_log, clock)
+            raft = await opening
+            store = Store.open(raft, clock)
             # What was restored stays; walking it at every full collection would stall the loop.
             gc.freeze()
         except BaseException:
             keys.close()
             raise
-        return cls(keys, raft_log, store)
+        return cls(keys, raft, store)
+
+    def tls_keys(self) -> tuple[Kek, ...]:
+        """Return the keys that may seal this node's TLS key, the likeliest first.
+
+        There are two while they change; a manager's TLS key is never sealed by the unlock key
+        itself, so that changing that one stays a single rename.
+        """
+        found = []
+        for name in (NEXT_TLS_KEY, TLS_KEY):
+            try:
+                found.append(Kek(self._keys.unseal(name)))
+            except NotFoundError:
+                continue
+        return tuple(found)
+
+    def new_tls_key(self, rng: random.Random) -> None:
+        """Draw the key that seals this node's TLS key; blocks."""
+        self._keys.seal(TLS_KEY, rng.randbytes(KEY_BYTES))
+
+    async def change_tls_key(self, credentials: NodeCredentials, rng: random.Random) -> None:
+        """Seal the TLS key on disk by a new key of the ring; may be cut short at every step."""
+
+        def change() -> None:
+            new = rng.randbytes(KEY_BYTES)
+            self._keys.seal(NEXT_TLS_KEY, new)
+            credentials.seal(Kek(new))
+            self._keys.seal(TLS_KEY, new)
+            self._keys.forget(NEXT_TLS_KEY)
+
+        await asyncio.to_thread(change)
 
     def cluster(self) -> Cluster:
         """Return the cluster's row."""
@@ -205,29 +358,23 @@ class Membership:
         """Return the key that opens the ring, if it is not stored beside it."""
         return self._keys.kek if self._keys.is_autolocked else None
 
-    async def seal_keys(self) -> None:
-        """Make the ring of keys follow the cluster's unlock key."""
+    async def seal_keys(self) -> bool:
+        """Make the ring of keys follow the cluster's unlock key; tell if it became locked by it."""
         async with self._sealing:
             wanted = self.cluster().unlock_key
             was_locked = self._keys.is_autolocked
             current = self._keys.kek.format() if was_locked else ""
+            becomes_locked = bool(wanted) and not was_locked
             if wanted != current:
                 kek = Kek.parse(wanted) if wanted else None
                 await asyncio.to_thread(self._keys.rotate_kek, kek)
                 log.info("keys_sealed", autolock=bool(wanted))
-                if kek is not None and not was_locked:
+                if becomes_locked:
                     # What was written so far could be read with a key that lay on this disk.
-                    await self._log.rotate_data_key()
-            if self._log.is_rotating:
+                    await self.raft.rotate_data_key()
+            if self.raft.is_rotating:
                 await self.store.save_snapshot()
-
-    def dispatcher(self) -> LocalDispatcher:
-        """Return the dispatcher for this node's agent."""
-        return LocalDispatcher(self.store)
-
-    def orchestrator(self, clock: Clock, rng: random.Random) -> Orchestrator:
-        """Return the loop that turns services into tasks."""
-        return Orchestrator(self.store, clock=clock, rng=rng, allocate_ports=allocate_ports)
+            return becomes_locked
 
     async def close(self) -> None:
         """Close store, log and keys; what was acknowledged is durable already.
@@ -237,7 +384,7 @@ class Membership:
         """
         try:
             await self.store.close()
-            await self._log.close()
+            await self.raft.close()
         finally:
             self._keys.close()
 
@@ -262,10 +409,26 @@ def _first_cluster(
     )
 
 
-def _first_node(node_id: NodeID, new: NewCluster) -> Node:
+def _found(cluster: Cluster, node_id: NodeID, *, now: float) -> Founding:
+    key_pem, csr_pem = new_key_and_csr()
+    certificate_pem = issue_certificate(
+        cluster.root_ca_certificate_pem,
+        cluster.root_ca_key_pem,
+        csr_pem,
+        node_id=node_id,
+        role=MANAGER_ROLE,
+        cluster_id=cluster.id,
+        expiry_seconds=cluster.spec.node_cert_expiry_ns / NANOSECONDS,
+        now=now,
+    )
+    roots_pem = root_certificates_pem(cluster).encode()
+    return Founding(cluster.id, node_id, certificate_pem, key_pem, roots_pem)
+
+
+def _first_node(founding: Founding, new: NewCluster) -> Node:
     host = new.advertise_addr.rpartition(":")[0].strip("[]")
     return Node(
-        id=node_id,
+        id=founding.node_id,
         spec=NodeSpec(role=NodeRole.MANAGER, availability=new.availability),
         description=new.description,
         status=NodeStatus(state=NodeState.UNKNOWN, addr=host),
@@ -273,4 +436,19 @@ def _first_node(node_id: NodeID, new: NewCluster) -> Node:
             is_leader=True, reachability=Reachability.REACHABLE, addr=new.advertise_addr
         ),
         role=NodeRole.MANAGER,
+        tls_info=tls_info_of(founding.certificate_pem, founding.roots_pem),
+        certificate_until=read_identity(founding.certificate_pem).valid_until,
     )
+
+
+def _observed(node: Node, statuses: Mapping[NodeID, ManagerStatus]) -> Node:
+    status = statuses.get(node.id)
+    if status == node.manager_status:
+        return node
+    return msgspec.structs.replace(node, manager_status=status)
+
+
+def node_port_address(api_address: str) -> str:
+    """Return the address of the node port: that of the API with the next port."""
+    host, port = split_port(api_address, "address")
+    return join_port(host, port + 1)

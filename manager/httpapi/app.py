@@ -6,7 +6,8 @@ import random
 
 from aiohttp import web
 
-from manager.httpapi.backend import Backend
+from manager.httpapi.backend import Backend, Peers
+from manager.httpapi.forward import FORWARDER, Forwarder, forwarded
 from manager.httpapi.middleware import (
     access_logged,
     add_headers,
@@ -14,11 +15,12 @@ from manager.httpapi.middleware import (
     errors_as_json,
     linearized,
 )
-from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, RNG, STREAMS
+from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, PEERS, RNG, STREAMS
 from manager.httpapi.routes import (
     distribution,
     events,
     images,
+    join,
     logs,
     nodes,
     others,
@@ -35,6 +37,7 @@ from proto.clock import Clock, SystemClock
 _TABLES = (
     system.ROUTES,
     swarm.ROUTES,
+    join.ROUTES,
     nodes.ROUTES,
     services.ROUTES,
     tasks.ROUTES,
@@ -48,14 +51,29 @@ _TABLES = (
 
 
 def make_app(
-    backend: Backend, *, clock: Clock | None = None, rng: random.Random | None = None
+    backend: Backend,
+    *,
+    peers: Peers | None = None,
+    clock: Clock | None = None,
+    rng: random.Random | None = None,
 ) -> web.Application:
-    """Build the application that serves `backend`; serve it with `server.serve_unix`."""
+    """Build the application that serves `backend`, for one listener.
+
+    Args:
+        backend: the daemon.
+        peers: the other managers; without them every request is served here.
+        clock: for dates.
+        rng: draws names and IDs.
+    """
     app = web.Application(
-        middlewares=[access_logged, errors_as_json, checked_version, linearized],
+        middlewares=[access_logged, errors_as_json, checked_version, forwarded, linearized],
         client_max_size=BODY_BYTES_MAX,
     )
     app[BACKEND] = backend
+    app[PEERS] = peers
+    if peers is not None:
+        app[FORWARDER] = Forwarder(peers)
+        app.on_cleanup.append(_close_forwarder)
     app[STREAMS] = Streams()
     app[CLOCK] = clock or SystemClock()
     app[RNG] = rng or random.SystemRandom()
@@ -82,3 +100,9 @@ def _headers_of(backend: Backend) -> dict[str, str]:
 
 async def _end_streams(app: web.Application) -> None:
     app[STREAMS].close()
+    if FORWARDER in app:
+        app[FORWARDER].stop_waiting()
+
+
+async def _close_forwarder(app: web.Application) -> None:
+    await app[FORWARDER].close()

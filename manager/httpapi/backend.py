@@ -12,20 +12,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Literal, Protocol
 
 import msgspec
+from typing_extensions import override
 
 from manager.store.watch import Watch
-from proto.ids import ContainerID, ImageID, NodeID, ServiceID, TaskID
+from proto.ids import ClusterID, ContainerID, ImageID, NodeID, ServiceID, TaskID
 from proto.objects import (
     Cluster,
     ClusterSpec,
     Node,
     NodeAvailability,
+    NodeRole,
     NodeSpec,
     Object,
     Service,
     ServiceSpec,
     Task,
 )
+from raft.transport.identity import Credentials
 from worker.images.api import Deleted, Image, Progress, RegistryAuth
 from worker.images.removal import ImageUse
 from worker.runtime.api import LogOptions, LogRecord
@@ -51,11 +54,61 @@ class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
     spec: ClusterSpec = ClusterSpec()
 
 
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What `swarm join` asks; "" leaves an address to the daemon. The token is never logged."""
+
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    remote_addrs: tuple[str, ...] = ()
+    join_token: str = ""
+    availability: NodeAvailability = NodeAvailability.ACTIVE
+
+    @override
+    def __repr__(self) -> str:
+        """Hide the token."""
+        return f"JoinRequest(remote_addrs={self.remote_addrs!r})"
+
+
 class RemoteManager(msgspec.Struct, frozen=True):
     """Another manager; `addr` is host:port."""
 
     node_id: NodeID
     addr: str
+
+
+class LeaderInfo(msgspec.Struct, frozen=True):
+    """The manager that leads; `address` is host:port of its API."""
+
+    node_id: NodeID
+    address: str
+
+
+class Quorum(msgspec.Struct, frozen=True):
+    """How many managers there are, how many of them this one reaches (itself too), and a leader."""
+
+    reachable: int
+    total: int
+    has_leader: bool
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node that joins is given; nothing of it is secret.
+
+    Attributes:
+        certificate_pem: the node's, then intermediate ones if there are.
+        roots_pem: whom the node has to trust.
+        managers: with the addresses of their node ports (gRPC).
+        api_managers: the same with the addresses of their API ports.
+    """
+
+    node_id: NodeID
+    cluster_id: ClusterID
+    role: NodeRole
+    certificate_pem: bytes
+    roots_pem: bytes
+    managers: tuple[RemoteManager, ...] = ()
+    api_managers: tuple[RemoteManager, ...] = ()
 
 
 class SwarmFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,6 +388,9 @@ class Backend(Protocol):
             UnavailableError: no majority of the managers answers.
         """
 
+    async def swarm_join(self, request: JoinRequest) -> None:
+        """Make this node a member of a cluster that exists; returns when it is one."""
+
     async def swarm_leave(self, *, force: bool) -> None:
         """Leave the cluster."""
 
@@ -355,3 +411,42 @@ class Backend(Protocol):
 
     def images_in_use(self) -> InUse:
         """Map each image that a container of this node has to the container."""
+
+
+class Peers(Protocol):
+    """The other managers, as the API of a manager sees them; `make_app` takes it beside `Backend`.
+
+    Without it every request is served here: right for a node that has no cluster's other managers
+    to ask, and for tests.
+    """
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this manager leads."""
+
+    def leader(self) -> LeaderInfo | None:
+        """Name the manager that leads, this one too; None while none is known. Must be quick."""
+
+    def quorum(self) -> Quorum:
+        """Count the managers, for the sentence that says why a write has to wait."""
+
+    def credentials(self) -> Credentials:
+        """Return what this node shows to others, as of now. Must be quick."""
+
+    async def issue_for_join(
+        self,
+        token: str,
+        csr_pem: bytes,
+        *,
+        hostname: str,
+        availability: NodeAvailability,
+        address: str,
+    ) -> Joined:
+        """Take a node into the cluster; called where this manager leads.
+
+        Raises:
+            DeniedError: the token is none of the cluster's.
+            InvalidError: the request for a certificate is none.
+            NotLeaderError: another manager leads; nothing was done.
+            UnavailableError: it is not known whether the node was taken in.
+        """

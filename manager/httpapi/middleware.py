@@ -8,9 +8,21 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from manager.httpapi.requests import BODY_BYTES_MAX, HEADERS, backend_of, json_response
+from manager.httpapi.requests import (
+    BODY_BYTES_MAX,
+    CALLER,
+    HEADERS,
+    backend_of,
+    json_response,
+)
 from manager.httpapi.versions import negotiated
-from proto.errors import NotImplementedYetError, SwarmError
+from proto.errors import (
+    LockedError,
+    NotImplementedYetError,
+    NotLeaderError,
+    SwarmError,
+    UnavailableError,
+)
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -34,13 +46,26 @@ _UNSERVED = {
 _CLUSTER_READS = frozenset({"nodes", "services", "swarm", "tasks"})
 
 
+# Tells a manager that forwarded a request what may be done about a refusal.
+REFUSAL = "Swarm-Refusal"
+NOT_LEADER = "not-leader"
+UNKNOWN = "unknown"
+# Source: RFC 7234, 5.5.1.
+STALE_WARNING = '110 swarm "Response is Stale"'
+# How long a read waits for the leader before this manager shows what it has.
+BARRIER_SECONDS_MAX = 2.0
+
+
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into `{"message": …}`; what was not foreseen is logged, not shown."""
     try:
         return await handler(request)
     except SwarmError as error:
-        return json_response({"message": error.message}, error.http_status)
+        answer = json_response({"message": error.message}, error.http_status)
+        if CALLER in request and (refusal := _refusal_of(error)):
+            answer.headers[REFUSAL] = refusal
+        return answer
     except web.HTTPException as error:
         return _http_error(request, error)
     except ConnectionResetError:
@@ -64,23 +89,55 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
     return json_response({"message": error.reason}, error.status)
 
 
-def _first_part(path: str) -> str:
+def _refusal_of(error: SwarmError) -> str:
+    match error:
+        case NotLeaderError():
+            return NOT_LEADER
+        case LockedError():
+            return ""
+        case UnavailableError():
+            return UNKNOWN
+        case _:
+            return ""
+
+
+def unversioned(path: str) -> str:
+    """Return a path without the API's version at its beginning."""
     parts = path.strip("/").split("/")
-    if parts[0].startswith("v1.") and len(parts) > 1:
-        return parts[1]
-    return parts[0]
+    if parts[0].startswith("v1."):
+        parts = parts[1:]
+    return "/" + "/".join(parts)
+
+
+def _first_part(path: str) -> str:
+    return unversioned(path).strip("/").split("/")[0]
 
 
 @web.middleware
 async def linearized(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let a read of the cluster's objects see everything committed before it, on any manager.
 
-    `?consistency=stale` asks for what this manager has at hand, which works without a quorum too.
+    Without a quorum, or during an election that takes too long, it shows what this manager has,
+    and a header says that it may be stale. `?consistency=stale` asks for that at once.
     """
     is_read = request.method in {"GET", "HEAD"} and _first_part(request.path) in _CLUSTER_READS
-    if is_read and request.query.get("consistency") != "stale":
-        await backend_of(request).read_barrier()
-    return await handler(request)
+    if not is_read or request.query.get("consistency") == "stale":
+        return await handler(request)
+    try:
+        async with asyncio.timeout(BARRIER_SECONDS_MAX):
+            await backend_of(request).read_barrier()
+    except (TimeoutError, NotLeaderError):
+        is_stale = True
+    except UnavailableError as error:
+        if isinstance(error, LockedError):
+            raise
+        is_stale = True
+    else:
+        is_stale = False
+    response = await handler(request)
+    if is_stale and not response.prepared:
+        response.headers["Warning"] = STALE_WARNING
+    return response
 
 
 @web.middleware

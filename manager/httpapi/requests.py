@@ -12,17 +12,39 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from manager.httpapi.backend import Backend
+from manager.httpapi.backend import Backend, Peers
 from manager.httpapi.streams import Streams
 from proto.clock import Clock
 from proto.errors import InvalidError
+from raft.transport.identity import Identity
 from worker.images.api import RegistryAuth
 
 BACKEND: web.AppKey[Backend] = web.AppKey("backend")
+PEERS: web.AppKey[Peers | None] = web.AppKey("peers")
 STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
 CLOCK: web.AppKey[Clock] = web.AppKey("clock")
 RNG: web.AppKey[random.Random] = web.AppKey("rng", random.Random)
 HEADERS: web.AppKey[Mapping[str, str]] = web.AppKey("headers")
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt to do what a request asks; a fail-over may make another one necessary.
+
+    Attributes:
+        object_id: of the object to create, "" leaves it to be drawn. A second attempt that finds
+            an object with it knows that the first one had succeeded.
+        is_repeat: whether an earlier attempt may have succeeded without our knowing.
+    """
+
+    object_id: str = ""
+    is_repeat: bool = False
+
+
+# Who calls, on TLS with a manager's certificate; nobody has it on the unix socket.
+CALLER: web.RequestKey[Identity] = web.RequestKey("caller", Identity)
+ATTEMPT: web.RequestKey[Attempt] = web.RequestKey("attempt", Attempt)
+# Set when an answer may lack what was committed lately.
+STALE: web.RequestKey[bool] = web.RequestKey("stale", bool)
 
 # A service's spec of this size could not be stored anyway (the log takes 1.5 MiB).
 BODY_BYTES_MAX = 4 * 1024 * 1024
@@ -36,6 +58,12 @@ _FALSE_WORDS = frozenset({"", "0", "no", "false", "none"})
 def backend_of(request: web.Request) -> Backend:
     """Return the daemon."""
     return request.app[BACKEND]
+
+
+def attempt_of(request: web.Request) -> Attempt:
+    """Tell which attempt at the request this is."""
+    attempt = request.get(ATTEMPT)
+    return attempt if attempt is not None else Attempt()
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:
@@ -71,19 +99,28 @@ def whole_number(text: str) -> int | None:
     return int(text)
 
 
+async def body_bytes(request: web.Request) -> bytes:
+    """Read a body whole; a second call gives the same.
+
+    Raises:
+        InvalidError: it does not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            return await request.read()
+    except TimeoutError:
+        raise InvalidError(
+            f"the request body did not arrive within {BODY_SECONDS_MAX:.0f} s"
+        ) from None
+
+
 async def json_body(request: web.Request) -> Any:
     """Read a JSON body.
 
     Raises:
         InvalidError: there is none, it is not JSON, or it does not arrive in time.
     """
-    try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
-            body = await request.read()
-    except TimeoutError:
-        raise InvalidError(
-            f"the request body did not arrive within {BODY_SECONDS_MAX:.0f} s"
-        ) from None
+    body = await body_bytes(request)
     if not body.strip():
         raise InvalidError("the request body is empty: it must be a JSON object")
     try:

@@ -1,4 +1,4 @@
-"""Serves the application on a unix socket, and later on TLS.
+"""Serves the application on a unix socket; `tls` does on the API port.
 
 The socket is made under another name and moved into place once its owner and mode are right: at
 no moment can somebody connect who may not, and a stale file of a daemon that died is replaced in
@@ -16,13 +16,21 @@ from pathlib import Path
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 
 from manager.httpapi.app import make_app
+from manager.httpapi.idle import IdleGuard
+from manager.httpapi.tls import TlsListener, serve_tls
 from proto.errors import InUseError, UnavailableError
 
-__all__ = ["HEAD_SECONDS_MAX", "Listener", "make_app", "serve_unix"]
+__all__ = [
+    "HEAD_SECONDS_MAX",
+    "Listener",
+    "TlsListener",
+    "make_app",
+    "serve_tls",
+    "serve_unix",
+]
 
 SOCKET_MODE = 0o660
 BACKLOG = 128
@@ -34,57 +42,11 @@ SHUTDOWN_SECONDS_MAX = 5.0
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 
-class _IdleGuard:
-    """Closes connections that are between requests for too long."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._timers: dict[RequestHandler, asyncio.TimerHandle] = {}
-        self._is_closed = False
-
-    def watch(self, protocol: RequestHandler) -> None:
-        self.forget(protocol)
-        loop = asyncio.get_running_loop()
-        if self._is_closed:
-            # Accepted just before the end. It gets its transport in the next turn of the loop.
-            loop.call_soon(loop.call_soon, protocol.force_close)
-            return
-        self._timers[protocol] = loop.call_later(self._seconds, self._expire, protocol)
-
-    def forget(self, protocol: RequestHandler) -> None:
-        timer = self._timers.pop(protocol, None)
-        if timer is not None:
-            timer.cancel()
-
-    def close(self) -> None:
-        self._is_closed = True
-        for protocol, timer in self._timers.items():
-            timer.cancel()
-            protocol.force_close()
-        self._timers.clear()
-
-    def _expire(self, protocol: RequestHandler) -> None:
-        del self._timers[protocol]
-        protocol.force_close()
-
-    def middleware(self) -> Middleware:
-        @web.middleware
-        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self.forget(request.protocol)
-            try:
-                return await handler(request)
-            finally:
-                if request.transport is not None:
-                    self.watch(request.protocol)
-
-        return guarded
-
-
 class Listener:
     """A served socket."""
 
     def __init__(
-        self, path: Path, server: asyncio.Server, runner: web.AppRunner, guard: _IdleGuard
+        self, path: Path, server: asyncio.Server, runner: web.AppRunner, guard: IdleGuard
     ) -> None:
         """Take over what `serve_unix` made."""
         self.path = path
@@ -127,7 +89,7 @@ async def serve_unix(
         InUseError: a living daemon serves the path, or it is no socket.
         UnavailableError: the socket cannot be made there.
     """
-    guard = _IdleGuard(head_seconds_max)
+    guard = IdleGuard(head_seconds_max)
     app.middlewares.insert(0, guard.middleware())
     listening = _listen(path, gid)
     runner = web.AppRunner(

@@ -42,4 +42,10 @@ def test_only_the_node_port_imports_grpc():
                     names = [node.module]
                 if any(name.split(".")[0] == "grpc" for name in names):
                     found.add(path.relative_to(ROOT).parent.as_posix())
-    assert found == {"raft/transport", "proto/v1", "manager/nodeport", "manager/dispatcher"}
+    assert found == {
+        "raft/transport",
+        "proto/v1",
+        "manager/nodeport",
+        "manager/dispatcher",
+        "manager/daemon",
+    }

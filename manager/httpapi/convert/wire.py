@@ -13,6 +13,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
+from typing_extensions import override
 
 from proto.errors import InvalidError
 
@@ -536,6 +537,22 @@ class WireInit(Wire, frozen=True):
     auto_lock_managers: bool = False
     availability: str = ""
     spec: WireCluster = WireCluster()
+
+
+class WireJoin(Wire, frozen=True):
+    """The body of /swarm/join."""
+
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    remote_addrs: Strings = ()
+    join_token: str = ""
+    availability: str = ""
+
+    @override
+    def __repr__(self) -> str:
+        """Hide the token."""
+        return f"WireJoin(remote_addrs={self.remote_addrs!r})"
 
 
 class WireUnlock(Wire, frozen=True):

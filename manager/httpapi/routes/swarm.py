@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from manager.httpapi.backend import InitRequest
+from manager.httpapi.backend import InitRequest, JoinRequest
 from manager.httpapi.convert.node import availability_of
 from manager.httpapi.convert.swarm import cluster_spec_from, cluster_spec_of, swarm_to_json
-from manager.httpapi.convert.wire import WireInit, WireUnlock, decoded
+from manager.httpapi.convert.wire import WireInit, WireJoin, WireUnlock, decoded
 from manager.httpapi.requests import backend_of, flag, json_body, json_response, version_of
-from proto.errors import InvalidError, NotImplementedYetError
+from proto.errors import InvalidError
 from proto.objects import ClusterSpec
 
 T = TypeVar("T")
@@ -50,12 +50,22 @@ async def init(request: web.Request) -> web.StreamResponse:
     return json_response(node_id)
 
 
-async def join(_request: web.Request) -> web.StreamResponse:
-    """Refuse: there is nobody to join yet."""
-    raise NotImplementedYetError(
-        "joining a swarm is not served by this version of Swarm: "
-        'a swarm has one node, made with "swarm init"'
+async def join(request: web.Request) -> web.StreamResponse:
+    """Join a cluster that exists."""
+    wire = decoded(await json_body(request), WireJoin)
+    await _to_the_end(
+        backend_of(request).swarm_join(
+            JoinRequest(
+                listen_addr=wire.listen_addr,
+                advertise_addr=wire.advertise_addr,
+                data_path_addr=wire.data_path_addr,
+                remote_addrs=wire.remote_addrs,
+                join_token=wire.join_token,
+                availability=availability_of(wire.availability),
+            )
+        )
     )
+    return web.Response()
 
 
 async def leave(request: web.Request) -> web.StreamResponse:

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from manager.httpapi.backend import InitRequest, NodeFacts, ShowProgress, SwarmFacts
+from manager.httpapi.backend import (
+    InitRequest,
+    JoinRequest,
+    NodeFacts,
+    ShowProgress,
+    SwarmFacts,
+)
 from manager.httpapi.server import Listener, make_app, serve_unix
 from manager.store import Watch
 from proto.errors import NotFoundError, UnavailableError
@@ -200,6 +206,7 @@ class FakeBackend:
         self.logs_closed = asyncio.Event()
         self.log_options: LogOptions | None = None
         self.init_request: InitRequest | None = None
+        self.join_request: JoinRequest | None = None
 
     def facts(self) -> NodeFacts:
         """Describe."""
@@ -224,6 +231,10 @@ class FakeBackend:
         """Record."""
         self.init_request = request
         return "n1"
+
+    async def swarm_join(self, request: JoinRequest) -> None:
+        """Record."""
+        self.join_request = request
 
     async def read_barrier(self) -> None:
         """Count, and fail when a test says so."""

@@ -18,7 +18,16 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import NodeID, ServiceID, TaskID
-from proto.objects import ContainerSpec, NodeSpec, Service, ServiceSpec, Task, TaskSpec, TaskStatus
+from proto.objects import (
+    ContainerSpec,
+    NodeAvailability,
+    NodeSpec,
+    Service,
+    ServiceSpec,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
 from proto.states import TaskState
 from worker.images.api import Progress
 from worker.runtime.api import LogRecord
@@ -346,11 +355,16 @@ async def test_init_passes_everything(served: Served) -> None:
     assert request.spec.task_history_retention_limit == 5
 
 
-async def test_joining_says_that_it_cannot(served: Served) -> None:
-    """A clear refusal, not a missing page."""
-    answer = await served.ask("POST", "/swarm/join", {"JoinToken": "x"})
-    assert answer.status == 501
-    assert "joining a swarm" in answer.json()["message"]
+async def test_joining_passes_on_what_was_asked(served: Served) -> None:
+    """The addresses and the token reach the daemon, and nothing shows the token."""
+    body = {"JoinToken": "x", "RemoteAddrs": ["10.0.0.1:2377"], "Availability": "drain"}
+    answer = await served.ask("POST", "/swarm/join", body)
+    assert answer.status == 200
+    request = served.backend.join_request
+    assert request is not None
+    assert (request.join_token, request.remote_addrs) == ("x", ("10.0.0.1:2377",))
+    assert request.availability is NodeAvailability.DRAIN
+    assert "'x'" not in repr(request)
 
 
 async def test_a_task_s_container_is_not_denied(served: Served) -> None:
@@ -387,11 +401,13 @@ async def test_reads_of_the_cluster_are_linearizable_unless_stale_is_asked(
     assert barriers == served.backend.barriers
 
 
-async def test_without_a_quorum_a_read_says_so_and_a_stale_one_works(served: Served) -> None:
-    """The barrier's sentence reaches the client; `consistency=stale` reads what is at hand."""
+async def test_without_a_quorum_a_read_says_that_it_may_be_stale(served: Served) -> None:
+    """A header warns; `consistency=stale`, which asks for it, is not warned."""
     served.backend.barrier_error = UnavailableError("no majority of the managers answers")
 
-    refused = await served.ask("GET", "/services")
+    warned = await served.ask("GET", "/services")
     stale = await served.ask("GET", "/services?consistency=stale")
 
-    assert (refused.status, stale.status) == (503, 200)
+    assert (warned.status, stale.status) == (200, 200)
+    assert warned.headers.get("Warning") == '110 swarm "Response is Stale"'
+    assert "Warning" not in stale.headers

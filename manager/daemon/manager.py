@@ -1,0 +1,334 @@
+"""A manager at work: the services it offers to other nodes, and the loops of whoever leads.
+
+    Membership (keys, log, store) -- below
+    Manager                       -- dispatcher, authority, node port; follows the log's leadership
+    SwarmNode                     -- above: begins, ends and changes it
+
+Loops run only while the store leads: they are begun anew for each leadership and read all they
+need from the store, so nothing is handed over but the log. The node port needs grpc, which costs
+more memory than the rest of a small node; so a manager that is alone opens it at the first join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+import structlog
+
+from manager.ca.authority import CertificateAuthority, Joined
+from manager.ca.credentials import NodeCredentials
+from manager.ca.issue import root_certificates_pem
+from manager.ca.rotation import RootRotator
+from manager.controlapi.ports import allocate_ports
+from manager.daemon.identity import Identity
+from manager.daemon.membership import Membership, NodeControl, node_port_address
+from manager.daemon.roles import RoleManager
+from manager.daemon.supervisor import Supervisor
+from manager.dispatcher.core import DispatcherCore
+from manager.dispatcher.switch import DispatcherSwitch
+from manager.nodeport.remotes import ManagerPeer
+from manager.orchestrator.loop import Orchestrator
+from manager.store import Transaction
+from proto.clock import Clock
+from proto.errors import InvalidError, SwarmError
+from proto.ids import NodeID
+from proto.objects import (
+    Cluster,
+    ManagerStatus,
+    Node,
+    NodeAvailability,
+    NodeRole,
+    Reachability,
+)
+
+if TYPE_CHECKING:
+    from raft.node import Transport as RaftTransport
+    from raft.transport.transport import Transport
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+LEADER_LOOPS = ("dispatcher", "orchestrator", "rotator", "roles")
+
+
+class Manager:
+    """An open membership with all that works on it."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        credentials: NodeCredentials,
+        identity: Identity,
+        *,
+        switch: DispatcherSwitch,
+        hurry_renewal: Callable[[], None],
+        follow: Callable[[], None],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            membership: closed by `close`.
+            credentials: this node's.
+            identity: this node's.
+            switch: is told who dispatches to this node's agent.
+            hurry_renewal: renews this node's certificate soon.
+            follow: lets this node's agent ask another manager; called when another leads.
+            clock: for everything.
+            rng: for everything.
+        """
+        self.membership = membership
+        self.store = membership.store
+        self.raft = membership.raft
+        self._credentials = credentials
+        self._identity = identity
+        self._switch = switch
+        self._hurry_renewal = hurry_renewal
+        self._follow = follow
+        self._clock = clock
+        self._rng = rng
+        self._supervisor = Supervisor()
+        self._opening = asyncio.Lock()
+        self._transport: Transport | None = None
+        self.authority = CertificateAuthority(
+            self.store, clock, rng, credentials=credentials.source
+        )
+        self._rotator = RootRotator(self.store, clock)
+        self.dispatcher = DispatcherCore(
+            self.store,
+            clock=clock,
+            rng=rng,
+            managers=self.peers,
+            must_renew=self._rotator.must_renew,
+        )
+        self.control = NodeControl(
+            membership, rng, clock, seal=self.seal, manager_statuses=self.manager_statuses
+        )
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Begin to work; offers the node port at once if there is anybody to talk to."""
+        if len(self.raft.membership.members) != 1 or len(self.store.view().nodes) > 1:
+            await self.open_node_port()
+        term = self.store.term
+        if term:
+            self._lead()
+        elif not self.is_alone:
+            self._follow()
+        self._supervisor.start("leadership", lambda: self._follow_leadership(term))
+        self._supervisor.start("self", self._follow_self)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other manager."""
+        return len(self.raft.membership.members) == 1
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether this manager counts for quorums, as far as it knows."""
+        member = self.raft.membership.find(self.raft.member_id)
+        return member is not None and member.is_voter
+
+    async def forget_others(self) -> None:
+        """Make all other managers workers: their group is no more.
+
+        They are told so when they come back, and keep their tasks.
+        """
+        me = self._identity.node_id
+
+        def change(tx: Transaction) -> None:
+            for node in tx.nodes:
+                if node.id == me or node.spec.role is NodeRole.WORKER:
+                    continue
+                spec = msgspec.structs.replace(node.spec, role=NodeRole.WORKER)
+                tx.update(
+                    msgspec.structs.replace(
+                        node, spec=spec, role=NodeRole.WORKER, manager_status=None
+                    )
+                )
+
+        await self.store.update(change)
+
+    async def close(self) -> None:
+        """Stop all loops, hand over, and close the membership.
+
+        Raises:
+            ResourceExhaustedError, UnavailableError: the disk failed; all is closed nevertheless.
+        """
+        self._switch.lead(None)
+        await self._supervisor.stop()
+        await self.membership.close()
+
+    async def _follow_leadership(self, term: int) -> None:
+        while True:
+            term = await self.store.role_changed(term)
+            log.info("leadership_changed", term=term, is_leader=term != 0)
+            self._switch.lead(None)
+            await self._supervisor.stop(*LEADER_LOOPS)
+            if term:
+                self._lead()
+            else:
+                self._follow()
+
+    def _lead(self) -> None:
+        orchestrator = Orchestrator(
+            self.store, clock=self._clock, rng=self._rng, allocate_ports=allocate_ports
+        )
+        roles = RoleManager(self.store, self.raft, self._clock)
+        loops: Mapping[str, Callable[[], Awaitable[None]]] = {
+            "dispatcher": self.dispatcher.run,
+            "orchestrator": orchestrator.run,
+            "rotator": self._rotator.run,
+            "roles": roles.run,
+        }
+        for name in LEADER_LOOPS:
+            self._supervisor.start(name, loops[name])
+        self._switch.lead(self.dispatcher)
+
+    async def _follow_self(self) -> None:
+        """Let this node's keys and roots follow what the store says."""
+        node_id = self._identity.node_id
+        async with self.store.watch(Cluster, Node) as watch:
+            while True:
+                view = self.store.view()
+                for cluster in view.clusters:
+                    await self.seal()
+                    roots = root_certificates_pem(cluster).encode()
+                    self._trust(roots)
+                node = view.nodes.get(node_id)
+                if node is not None and self.store.term and self._rotator.must_renew(node):
+                    self._hurry_renewal()
+                await anext(watch)
+                watch.drain()
+
+    def _trust(self, roots_pem: bytes) -> None:
+        if roots_pem == self._credentials.source().roots_pem:
+            return
+        try:
+            self._credentials.set_roots(roots_pem)
+        except InvalidError as error:
+            # Nobody would trust this node's own certificate: it has to be renewed first.
+            log.warning("roots_not_taken", error=error.message)
+            self._hurry_renewal()
+
+    async def seal(self) -> None:
+        """Let the keys on this disk follow the cluster's unlock key."""
+        if await self.membership.seal_keys():
+            # The TLS key lay here sealed by a key that anybody could read: none of it may serve.
+            await self.membership.change_tls_key(self._credentials, self._rng)
+            self._hurry_renewal()
+
+    # ------------------------------------------------------------- node port
+
+    async def open_node_port(self) -> None:
+        """Listen for other nodes, if that is not done yet.
+
+        Raises:
+            UnavailableError: the address cannot be listened on.
+        """
+        async with self._opening:
+            if self._transport is not None:
+                return
+            # Only now: grpc takes memory that a node alone does without.
+            from manager.daemon.nodeport import open_transport  # noqa: PLC0415
+
+            self._transport = await open_transport(
+                self,
+                self._identity,
+                self._credentials,
+                listen_address=node_port_address(self._identity.listen_addr),
+                clock=self._clock,
+                rng=self._rng,
+            )
+            self.raft.connect(cast("RaftTransport", self._transport))
+            log.info("node_port_opened", address=node_port_address(self._identity.listen_addr))
+
+    def credentials_changed(self) -> None:
+        """Let connections to the other managers take up the new certificate."""
+        if self._transport is not None:
+            self._transport.refresh_credentials()
+
+    async def issue_for_join(
+        self,
+        token: str,
+        csr_pem: bytes,
+        *,
+        hostname: str,
+        availability: NodeAvailability,
+        address: str,
+    ) -> Joined:
+        """Admit a node that shows a token; see `CertificateAuthority.issue_for_join`."""
+        joined = await self.authority.issue_for_join(
+            token, csr_pem, hostname=hostname, availability=availability, address=address
+        )
+        await self.open_node_port()
+        return joined
+
+    # --------------------------------------------------------------- queries
+
+    def peers(self) -> tuple[ManagerPeer, ...]:
+        """List the managers that agents may be told of, this one too."""
+        return tuple(
+            ManagerPeer(NodeID(member.node_id), member.address)
+            for member in self.raft.membership.members
+            if member.node_id and member.is_voter
+        )
+
+    def leader_node_id(self) -> NodeID:
+        """Return who leads, as far as this manager knows; "" if nobody."""
+        for member in self.raft.status():
+            if member.is_leader:
+                return NodeID(member.node_id)
+        return NodeID("")
+
+    def leader_node_port(self) -> str:
+        """Return where the leader's node port is; "" if that is not known."""
+        for member in self.raft.status():
+            if member.is_leader:
+                return member.address
+        return ""
+
+    def leader_api_address(self) -> str:
+        """Return where the leader's API is; "" if that is not known."""
+        node = self.store.view().nodes.get(self.leader_node_id())
+        if node is None or node.manager_status is None:
+            return ""
+        return node.manager_status.addr
+
+    def manager_statuses(self) -> dict[NodeID, ManagerStatus]:
+        """Describe the group's members as `node ls` shows them."""
+        view = self.store.view()
+        statuses = {}
+        for member in self.raft.status():
+            node = view.nodes.get(NodeID(member.node_id))
+            known = node.manager_status if node is not None else None
+            statuses[NodeID(member.node_id)] = ManagerStatus(
+                is_leader=member.is_leader,
+                reachability=Reachability.REACHABLE
+                if member.is_reachable
+                else Reachability.UNREACHABLE,
+                addr=known.addr if known is not None else member.address,
+            )
+        return statuses
+
+    def quorum(self) -> tuple[int, int, bool]:
+        """Return how many voters this manager hears, of how many, and if a leader is known."""
+        voters = [member for member in self.raft.status() if member.is_voter]
+        reachable = sum(member.is_reachable for member in voters)
+        return reachable, len(voters), any(member.is_leader for member in voters)
+
+
+async def leave_group(request: Callable[[], Awaitable[object]], seconds_max: float) -> None:
+    """Ask to be taken out of the group; what cannot be had in time is not waited for."""
+    try:
+        async with asyncio.timeout(seconds_max):
+            await request()
+    except TimeoutError:
+        log.warning("group_not_left", reason="no answer", waited_seconds=seconds_max)
+    except SwarmError as error:
+        log.warning("group_not_left", reason=error.message)

@@ -1,0 +1,148 @@
+"""The node port of a manager: all services on one server. Imported only when it is opened."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from grpc import aio
+from typing_extensions import override
+
+from manager.ca.credentials import NodeCredentials
+from manager.ca.service import CAService
+from manager.daemon.identity import Identity
+from manager.dispatcher.service import DispatcherService
+from manager.nodeport.authorize import authorizing_interceptor
+from manager.nodeport.errors import abort
+from manager.nodeport.peer import identity_of
+from manager.store import Transaction
+from proto.clock import Clock
+from proto.errors import DeniedError, NotFoundError, SwarmError
+from proto.ids import NodeID
+from proto.objects import ManagerStatus, Reachability
+from proto.v1 import ca_pb2_grpc, dispatcher_pb2_grpc, managers_pb2, managers_pb2_grpc
+from raft.transport.transport import Transport
+
+if TYPE_CHECKING:
+    from manager.daemon.manager import Manager
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+
+class ManagersService(managers_pb2_grpc.ManagersServicer):
+    """Lets managers into the group and out of it. Served by the leader."""
+
+    def __init__(self, manager: Manager) -> None:
+        """Serve this manager's log and store."""
+        self._manager = manager
+
+    @override
+    async def Join(
+        self,
+        request: managers_pb2.ManagerJoinRequest,
+        context: aio.ServicerContext[
+            managers_pb2.ManagerJoinRequest, managers_pb2.ManagerJoinReply
+        ],
+    ) -> managers_pb2.ManagerJoinReply:
+        """Make the caller a learner, or tell it again what it was told."""
+        try:
+            return await self._join(identity_of(context).node_id, request)
+        except SwarmError as error:
+            await abort(context, error)
+            raise
+
+    async def _join(
+        self, node_id: NodeID, request: managers_pb2.ManagerJoinRequest
+    ) -> managers_pb2.ManagerJoinReply:
+        manager = self._manager
+        unlock_key = await manager.store.update(
+            lambda tx: _note_addresses(tx, node_id, request.api_address)
+        )
+        known = {member.node_id: member.address for member in manager.raft.membership.members}
+        if known.get(node_id, request.address) != request.address:
+            await manager.raft.change_address(node_id, request.address)
+        member_id = await manager.raft.add_learner(node_id, request.address)
+        return managers_pb2.ManagerJoinReply(
+            member_id=member_id,
+            members=[
+                managers_pb2.RaftMember(
+                    member_id=member.id,
+                    node_id=member.node_id,
+                    address=member.address,
+                    is_voter=member.is_voter,
+                )
+                for member in manager.raft.membership.members
+            ],
+            unlock_key=unlock_key,
+        )
+
+    @override
+    async def Leave(
+        self,
+        request: managers_pb2.ManagerLeaveRequest,
+        context: aio.ServicerContext[
+            managers_pb2.ManagerLeaveRequest, managers_pb2.ManagerLeaveReply
+        ],
+    ) -> managers_pb2.ManagerLeaveReply:
+        """Take the caller out of the group; refused when the others would have no quorum."""
+        try:
+            await self._manager.raft.remove(identity_of(context).node_id)
+        except SwarmError as error:
+            await abort(context, error)
+        return managers_pb2.ManagerLeaveReply()
+
+
+def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:
+    """Write where the manager's API is; return the cluster's unlock key."""
+    node = tx.nodes.get(node_id)
+    if node is None:
+        raise NotFoundError("node", node_id)
+    status = ManagerStatus(reachability=Reachability.REACHABLE, addr=api_address)
+    if node.manager_status is None or node.manager_status.addr != api_address:
+        tx.update(msgspec.structs.replace(node, manager_status=status))
+    for cluster in tx.clusters:
+        return cluster.unlock_key
+    raise DeniedError("this manager holds no cluster yet")
+
+
+async def open_transport(
+    manager: Manager,
+    identity: Identity,
+    credentials: NodeCredentials,
+    *,
+    listen_address: str,
+    clock: Clock,
+    rng: random.Random,
+) -> Transport:
+    """Serve all services of the node port.
+
+    Raises:
+        UnavailableError: the address cannot be listened on.
+    """
+    raft = manager.raft
+    transport = Transport(
+        identity.node_id,
+        identity.cluster_id,
+        credentials.source,
+        on_messages=raft.on_messages,
+        on_snapshot=raft.on_snapshot,
+        on_unreachable=raft.on_unreachable,
+        is_allowed=raft.is_allowed,
+        clock=clock,
+        rng=rng,
+    )
+    dispatcher = DispatcherService(manager.dispatcher, manager.leader_node_port)
+    authority = CAService(manager.authority)
+    managers = ManagersService(manager)
+    await transport.start(
+        listen_address,
+        add_services=[
+            lambda server: dispatcher_pb2_grpc.add_DispatcherServicer_to_server(dispatcher, server),
+            lambda server: ca_pb2_grpc.add_CAServicer_to_server(authority, server),
+            lambda server: managers_pb2_grpc.add_ManagersServicer_to_server(managers, server),
+        ],
+        interceptors=[authorizing_interceptor(identity.cluster_id, lambda: manager.store, clock)],
+    )
+    return transport

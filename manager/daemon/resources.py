@@ -1,0 +1,89 @@
+"""What this node has of its own: containers, images and volumes, whatever swarm it is in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import structlog
+
+from manager.daemon.config import DaemonConfig
+from proto.errors import NotFoundError, SwarmError
+from proto.ids import ContainerID, ImageID
+from proto.objects import Task
+from worker.agent import Agent
+from worker.images.removal import ImageUse
+from worker.images.store import ImageStore
+from worker.runtime.api import LogOptions, LogRecord
+from worker.volumes import VolumeStore, directory_bytes
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+
+class Resources:
+    """The node's own, seen together. `agent` is who runs containers, while there is one."""
+
+    def __init__(self, config: DaemonConfig, images: ImageStore) -> None:
+        """Keep where things are."""
+        self._config = config
+        self._images = images
+        self.agent: Agent | None = None
+        self._releasing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        if self._releasing is not None:
+            await self._releasing
+
+    def images_in_use(self) -> Mapping[ImageID, ImageUse]:
+        """Map images to a container that needs each, a running one if there is one."""
+        if self.agent is None:
+            return {}
+        running = self.agent.running_containers()
+        uses: dict[ImageID, ImageUse] = {}
+        for image_id, containers in self.agent.images_in_use().items():
+            chosen = min(containers, key=lambda container: (container not in running, container))
+            uses[image_id] = ImageUse(container_id=chosen, is_running=chosen in running)
+        return uses
+
+    @property
+    def volumes(self) -> VolumeStore:
+        """The node's volumes, which are there without a swarm too."""
+        return VolumeStore(self._config.worker_dir)
+
+    def volumes_in_use(self) -> Mapping[str, tuple[ContainerID, ...]]:
+        """Map each volume that a container has to those containers."""
+        return self.agent.volumes_in_use() if self.agent is not None else {}
+
+    def container_bytes(self) -> Mapping[ContainerID, int]:
+        """Measure the containers' own layers."""
+        return {
+            ContainerID(directory.name): directory_bytes(str(directory / "upper"))
+            for directory in self._config.containers_dir.glob("[!.]*")
+        }
+
+    def release_images(self) -> None:
+        """Free the layers of images that were removed by force while a container had them."""
+        is_busy = self._releasing is not None and not self._releasing.done()
+        if self._images.has_hidden and not is_busy:
+            self._releasing = asyncio.create_task(self._release_until_done())
+
+    async def _release_until_done(self) -> None:
+        """Go on while containers are removed: one of them may have been an image's last."""
+        in_use = None
+        while in_use != (now_in_use := self.images_in_use()):
+            in_use = now_in_use
+            try:
+                await self._images.release(in_use)
+            except SwarmError as error:
+                # The next removal of a container or an image frees them.
+                log.warning("images_not_released", error=error.message)
+
+    async def logs_of(
+        self, task: Task, options: LogOptions
+    ) -> AsyncIterator[tuple[Task, LogRecord]]:
+        """Yield the output of a task that has a container here."""
+        if self.agent is None:
+            raise NotFoundError("task", task.id)
+        async for record in self.agent.logs(task.id, options):
+            yield task, record

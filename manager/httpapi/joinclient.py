@@ -1,0 +1,169 @@
+"""How a machine asks a manager to take it in; the other end is `routes.join`.
+
+    1. get the root certificate, from whoever answers, and check it against the token's digest
+    2. connect anew: the server must prove by that root that it is a manager of the cluster
+    3. only then show the token
+
+Every failure is a sentence, and nothing was written by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from http import HTTPStatus
+
+import aiohttp
+import msgspec
+
+from manager.ca.clocks import check_clock
+from manager.ca.tokens import JoinToken, parse_join_token
+from manager.httpapi.backend import Joined, RemoteManager
+from manager.httpapi.contexts import client_context, unverified_context
+from manager.httpapi.routes.join import WireJoined
+from proto.errors import DeniedError, InvalidError, LockedError, UnavailableError
+from proto.ids import ClusterID, NodeID
+from proto.objects import NodeAvailability, NodeRole
+from raft.transport.identity import MANAGER_ROLE
+
+REACH_SECONDS_MAX = 3.0
+ANSWER_SECONDS_MAX = 5.0
+ROOT_BYTES_MAX = 64 * 1024
+_REFUSED = frozenset({400, 403})
+
+
+async def fetch_certificate(
+    remote_addr: str,
+    token: str,
+    csr_pem: bytes,
+    *,
+    hostname: str,
+    availability: NodeAvailability,
+    address: str,
+    now: float,
+) -> Joined:
+    """Ask one manager for a certificate.
+
+    Args:
+        remote_addr: host:port of its API port.
+        token: as the user gave it.
+        csr_pem: for which key.
+        hostname: of this machine.
+        availability: with which the node begins.
+        address: where others reach this machine.
+        now: seconds since the epoch.
+
+    Raises:
+        InvalidError: the token is none, or this machine's clock is wrong.
+        DeniedError: the cluster is another than the token's, or does not take it.
+        UnavailableError: nobody who may take nodes in was reached; another address may do.
+    """
+    parsed = parse_join_token(token)
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            roots_pem = await _fetch_root(remote_addr, parsed, now)
+            context = client_context(roots_pem)
+            async with aiohttp.ClientSession() as session:
+                return await _ask(
+                    session,
+                    remote_addr,
+                    context,
+                    {
+                        "Token": token.strip(),
+                        "Csr": csr_pem.decode("ascii"),
+                        "Hostname": hostname,
+                        "Availability": availability.name.lower(),
+                        "Address": address,
+                    },
+                    now,
+                )
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"{remote_addr} did not answer within {ANSWER_SECONDS_MAX:.0f} s: is a manager "
+            "of the swarm there, and can it be reached from here?"
+        ) from error
+    except aiohttp.ClientSSLError as error:
+        raise UnavailableError(
+            f"{remote_addr} could not prove that it is a manager of the token's swarm: {error}"
+        ) from error
+    except aiohttp.ClientConnectorError as error:
+        raise UnavailableError(
+            f"{remote_addr} cannot be reached ({error.os_error.strerror or error.os_error}): "
+            "give the address of a manager; a worker takes no nodes in"
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UnavailableError(f"{remote_addr} broke the connection: {error}") from error
+
+
+async def _fetch_root(remote_addr: str, token: JoinToken, now: float) -> str:
+    """Return the root certificate, which is the one that the token names."""
+    timeout = aiohttp.ClientTimeout(total=REACH_SECONDS_MAX)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as session,
+        session.get(
+            f"https://{remote_addr}/join/v1/root", ssl=unverified_context(), allow_redirects=False
+        ) as answer,
+    ):
+        body = await answer.content.read(ROOT_BYTES_MAX)
+        if answer.status != HTTPStatus.OK:
+            raise _refusal(remote_addr, answer.status, body)
+        roots_pem = body.decode("ascii", errors="replace")
+        if not token.is_of(roots_pem):
+            raise DeniedError(
+                "remote CA does not match fingerprint: the token is of another swarm than that "
+                f"of {remote_addr}, or its root certificate was rotated since; ask for a new "
+                "token with: swarm join-token worker"
+            )
+        # By now nobody but the cluster can have given that root; its time may be believed too.
+        check_clock(b"", b"", now, date_header=answer.headers.get("Date", ""), peer=remote_addr)
+        return roots_pem
+
+
+async def _ask(
+    session: aiohttp.ClientSession,
+    remote_addr: str,
+    context: ssl.SSLContext,
+    body: dict[str, str],
+    now: float,
+) -> Joined:
+    async with session.post(
+        f"https://{remote_addr}/join/v1/certificate",
+        data=msgspec.json.encode(body),
+        headers={"Content-Type": "application/json"},
+        ssl=context,
+        server_hostname=MANAGER_ROLE,
+        allow_redirects=False,
+    ) as answer:
+        data = await answer.read()
+        if answer.status != HTTPStatus.CREATED:
+            raise _refusal(remote_addr, answer.status, data)
+    try:
+        wire = msgspec.json.decode(data, type=WireJoined)
+    except msgspec.DecodeError as error:
+        raise UnavailableError(f"{remote_addr} gave an answer that is none: {error}") from error
+    joined = Joined(
+        node_id=NodeID(wire.node_id),
+        cluster_id=ClusterID(wire.cluster_id),
+        role=NodeRole.MANAGER if wire.role == "manager" else NodeRole.WORKER,
+        certificate_pem=wire.certificate.encode(),
+        roots_pem=wire.roots.encode(),
+        managers=tuple(RemoteManager(NodeID(p.node_id), p.addr) for p in wire.managers),
+        api_managers=tuple(RemoteManager(NodeID(p.node_id), p.addr) for p in wire.api_managers),
+    )
+    check_clock(joined.certificate_pem, joined.roots_pem, now, peer=remote_addr, is_fresh=True)
+    return joined
+
+
+def _refusal(remote_addr: str, status: int, body: bytes) -> Exception:
+    """Return the error that a manager answered with."""
+    try:
+        message = str(msgspec.json.decode(body)["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        message = f"{remote_addr} answered with status {status}"
+    if message == LockedError().message:
+        return UnavailableError(f"{remote_addr}: {message}")
+    if status == HTTPStatus.FORBIDDEN:
+        return DeniedError(message)
+    if status in _REFUSED:
+        return InvalidError(message)
+    return UnavailableError(f"{remote_addr}: {message}")
