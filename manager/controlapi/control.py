@@ -27,7 +27,6 @@ from proto.errors import (
     ConflictError,
     InvalidError,
     NotFoundError,
-    NotImplementedYetError,
     SequenceConflictError,
     UnavailableError,
 )
@@ -41,6 +40,7 @@ from proto.objects import (
     NodeSpec,
     NodeState,
     Object,
+    RemovedNode,
     Service,
     ServiceSpec,
     ServiceSpecVersion,
@@ -126,13 +126,14 @@ class Control:
         return references.find_node(self._store.view(), ref)
 
     async def update_node(self, ref: str, version: int, spec: NodeSpec) -> None:
-        """Change a node's name, labels or availability.
+        """Change a node's name, labels, availability or wanted role.
+
+        The role that a node's certificates say follows later, by the role manager.
 
         Raises:
             NotFoundError: there is no such node.
             InvalidError: the spec breaks a rule, or several nodes fit.
             ConflictError: it would demote the last manager.
-            NotImplementedYetError: it would promote a worker.
             SequenceConflictError: `version` is not the node's.
         """
         check_node_spec(spec)
@@ -140,14 +141,16 @@ class Control:
         def change(tx: Transaction) -> None:
             node = references.find_node(tx, ref)
             _check_version("node", node, version)
-            if spec.role is not node.spec.role:
-                _refuse_role_change(tx, node, spec.role)
+            if node.spec.role is NodeRole.MANAGER and spec.role is NodeRole.WORKER:
+                _refuse_last_demotion(tx)
             tx.update(msgspec.structs.replace(node, spec=spec))
 
         await self._store.update(change)
 
     async def remove_node(self, ref: str, *, force: bool) -> None:
         """Remove a node; its tasks are then replaced.
+
+        While a certificate of it may be valid, the cluster remembers that it was removed.
 
         Raises:
             NotFoundError: there is no such node.
@@ -156,7 +159,8 @@ class Control:
 
         def change(tx: Transaction) -> None:
             node = references.find_node(tx, ref)
-            if node.role is NodeRole.MANAGER or node.manager_status is not None:
+            is_manager = NodeRole.MANAGER in {node.role, node.spec.role}
+            if is_manager or node.manager_status is not None:
                 raise ConflictError(
                     f"node {node.id} is a cluster manager and is a member of the raft cluster. "
                     "It must be demoted to worker before removal"
@@ -166,6 +170,9 @@ class Control:
                     f"node {node.id} is not down and can't be removed; stop it first, or use force"
                 )
             tx.delete(Node, node.id)
+            cluster = _cluster(tx)
+            removed = with_removed(cluster, node, now=tx.now)
+            tx.update(msgspec.structs.replace(cluster, removed_nodes=removed))
 
         await self._store.update(change)
 
@@ -304,16 +311,23 @@ def _check_version(noun: str, row: Object, version: int) -> None:
         raise SequenceConflictError(noun, row.id, version, row.version)
 
 
-def _refuse_role_change(view: View, node: Node, role: NodeRole) -> None:
-    if role is NodeRole.MANAGER:
-        raise NotImplementedYetError(
-            f"node {node.id} cannot be promoted: this version of swarmd has one manager"
-        )
-    managers = [other for other in view.nodes if other.spec.role is NodeRole.MANAGER]
-    if len(managers) == 1:
+def _refuse_last_demotion(view: View) -> None:
+    """Count wanted roles: of two managers, two demotions in a row must not both pass."""
+    managers = sum(other.spec.role is NodeRole.MANAGER for other in view.nodes)
+    if managers <= 1:
         raise ConflictError(
             "attempting to demote the last manager of the swarm: promote another node first"
         )
-    raise NotImplementedYetError(
-        f"node {node.id} cannot be demoted: this version of swarmd does not move managers"
+
+
+def with_removed(cluster: Cluster, node: Node, *, now: float) -> tuple[RemovedNode, ...]:
+    """Return the removed nodes with one more, without those whose certificates have ended. Pure.
+
+    A node without a certificate may be getting one at this moment: it is kept for the longest that
+    such a one could last.
+    """
+    longest = now + cluster.spec.node_cert_expiry_ns / 1e9
+    kept = tuple(
+        one for one in cluster.removed_nodes if one.certificate_until > now and one.id != node.id
     )
+    return (*kept, RemovedNode(id=node.id, certificate_until=node.certificate_until or longest))

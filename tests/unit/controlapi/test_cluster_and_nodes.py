@@ -17,6 +17,7 @@ from proto.errors import (
     SequenceConflictError,
     UnavailableError,
 )
+from proto.ids import NodeID
 from proto.objects import (
     Cluster,
     ClusterSpec,
@@ -25,8 +26,10 @@ from proto.objects import (
     ManagerStatus,
     NodeAvailability,
     NodeRole,
+    NodeSpec,
     NodeState,
     NodeStatus,
+    RemovedNode,
 )
 
 replace = msgspec.structs.replace
@@ -156,20 +159,59 @@ async def test_nodes_change(control: Control):
         await control.update_node("none", 1, spec)
 
 
-async def test_roles_cannot_change_yet(control: Control, store: Store):
-    """Promotion needs what is not built; the last manager is never demoted."""
+async def test_a_change_of_role_is_a_wish(control: Control):
+    """The wanted role changes at once; the role in effect is left to the role manager."""
     node = control.node("node2")
-    manager = replace(node.spec, role=NodeRole.MANAGER)
-    with pytest.raises(NotImplementedYetError, match="node node2 cannot be promoted"):
-        await control.update_node("node2", node.version, manager)
-    await store.update(lambda tx: tx.update(replace(node, spec=manager, role=NodeRole.MANAGER)))
+    wanted = replace(node.spec, role=NodeRole.MANAGER)
+    await control.update_node("node2", node.version, wanted)
     node = control.node("node2")
+    assert (node.spec.role, node.role) == (NodeRole.MANAGER, NodeRole.WORKER)
+
+
+async def test_the_last_manager_is_not_demoted(control: Control, store: Store):
+    """Of two managers one may go, though both still act; another setting of the last may change."""
+    for ref in ("node1a", "node2"):
+        node = control.node(ref)
+        manager = replace(node.spec, role=NodeRole.MANAGER)
+        await store.update(
+            lambda tx, node=node, spec=manager: tx.update(
+                replace(node, spec=spec, role=NodeRole.MANAGER)
+            )
+        )
+    node = control.node("node2")
+    await control.update_node("node2", node.version, replace(node.spec, role=NodeRole.WORKER))
+    assert control.node("node2").role is NodeRole.MANAGER
+    last = control.node("node1a")
     with pytest.raises(ConflictError, match="attempting to demote the last manager of the swarm"):
-        await control.update_node("node2", node.version, replace(manager, role=NodeRole.WORKER))
-    other = control.node("node1b")
-    await store.update(lambda tx: tx.update(replace(other, spec=manager)))
-    with pytest.raises(NotImplementedYetError, match="node node2 cannot be demoted"):
-        await control.update_node("node2", node.version, replace(manager, role=NodeRole.WORKER))
+        await control.update_node("node1a", last.version, replace(last.spec, role=NodeRole.WORKER))
+    await control.update_node("node1a", last.version, replace(last.spec, labels={"a": "b"}))
+    assert control.node("node1a").spec.role is NodeRole.MANAGER
+
+
+async def test_removed_nodes_are_remembered(control: Control, store: Store):
+    """As long as their certificates last; the ones that ended are dropped."""
+    now = 1_000_000.0
+    await store.update(
+        lambda tx: tx.update(
+            replace(
+                control.cluster(),
+                removed_nodes=(
+                    RemovedNode(id=NodeID("ended"), certificate_until=now),
+                    RemovedNode(id=NodeID("lasts"), certificate_until=now + 1),
+                ),
+            )
+        )
+    )
+    node = replace(control.node("node2"), certificate_until=now + 50)
+    await store.update(lambda tx: tx.update(node))
+    await control.remove_node("node2", force=True)
+    await control.remove_node("node1b", force=True)
+    expiry = control.cluster().spec.node_cert_expiry_ns / 1e9
+    assert control.cluster().removed_nodes == (
+        RemovedNode(id=NodeID("lasts"), certificate_until=now + 1),
+        RemovedNode(id=NodeID("node2"), certificate_until=now + 50),
+        RemovedNode(id=NodeID("node1b"), certificate_until=now + expiry),
+    )
 
 
 async def test_a_node_that_is_up_is_removed_only_by_force(control: Control, store: Store):
@@ -186,7 +228,12 @@ async def test_a_node_that_is_up_is_removed_only_by_force(control: Control, stor
 
 
 @pytest.mark.parametrize(
-    "changes", [{"role": NodeRole.MANAGER}, {"manager_status": ManagerStatus(addr="a:2377")}]
+    "changes",
+    [
+        {"role": NodeRole.MANAGER},
+        {"spec": NodeSpec(role=NodeRole.MANAGER)},
+        {"manager_status": ManagerStatus(addr="a:2377")},
+    ],
 )
 async def test_a_manager_is_not_removed(control: Control, store: Store, changes: dict[str, Any]):
     """Not even by force."""
