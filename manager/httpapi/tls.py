@@ -47,6 +47,7 @@ NO_ROOM_SECONDS = 0.1
 # asyncio's own are 256 KiB for each connection.
 BUFFER_BYTES = 16 * 1024
 TLS_HANDSHAKE_BYTE = b"\x16"
+PORT_MAX = 65_535
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN})
 
@@ -353,6 +354,8 @@ def _listen(listen_addr: str) -> socket.socket:
     host, _, port = listen_addr.rpartition(":")
     host = host.strip("[]")
     try:
+        if not 0 <= int(port) <= PORT_MAX:
+            raise ValueError(port)  # noqa: TRY301 -- the same as what int() raises
         family, kind, number, _, address = socket.getaddrinfo(
             host or "0.0.0.0",  # noqa: S104 -- the default of `--listen-addr`
             int(port),

@@ -68,7 +68,7 @@ def test_only_what_the_leader_has_to_do_goes_to_it(
     ],
 )
 def test_an_attempt_goes_to_who_leads(
-    leader: LeaderInfo | None, is_leader: bool, place: Place
+    leader: LeaderInfo | None, *, is_leader: bool, place: Place
 ) -> None:
     """Never to oneself over the network: that one would only send it on."""
     assert place is place_of(ME, leader, is_leader=is_leader)
@@ -98,7 +98,7 @@ CLEAR, DOUBT = Progress(is_in_doubt=False), Progress(is_in_doubt=True)
     ],
 )
 def test_nothing_is_done_twice_and_nothing_given_up_too_early(
-    ended: Ended, kind: Kind, before: Progress, waited: float, step: Step, after: Progress
+    *, ended: Ended, kind: Kind, before: Progress, waited: float, step: Step, after: Progress
 ) -> None:
     """Each case of the decision."""
     assert (step, after) == next_attempt(ended, kind, before, waited=waited, limit=20)
