@@ -5,15 +5,24 @@ Production code has no switch for any of them: each is a subclass that overrides
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import ClassVar
+from unittest.mock import patch
 
+import msgspec
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from msgspec import structs
 from typing_extensions import override
 
+from raft import format as layout
 from raft.core import NOBODY, Core, Entries, RaftID, Refused, Snapshot
 from raft.core.log import Log
 from raft.core.messages import AppendReply, Heartbeat, Message, PreVote, Vote, VoteReply
 from raft.core.values import Role
+from raft.sim.filedisk import FileDisk
 
 
 class _TruncatingLog(Log):
@@ -199,25 +208,58 @@ class CommitStoredBeforeEntries(Core):
         return self.log.commit
 
 
-BUGS: dict[str, type[Core]] = {
-    "unconditional-truncation": UnconditionalTruncation,
-    "no-up-to-date-check": NoUpToDateCheck,
-    "double-vote": DoubleVote,
-    "commit-old-term-by-counting": CommitOldTermByCounting,
-    "acknowledge-before-persist": AcknowledgeBeforePersist,
-    "vote-before-persist": VoteBeforePersist,
-    "no-pre-vote": NoPreVote,
-    "stale-reply-counted": StaleReplyCounted,
-    "snapshot-without-match": SnapshotWithoutMatch,
-    "concurrent-changes": ConcurrentChanges,
-    "lease-after-partition": LeaseAfterPartition,
-    "lease-after-hand-over": LeaseAfterHandOver,
-    "change-before-own-commit": ChangeBeforeOwnCommit,
-    "commit-stored-before-entries": CommitStoredBeforeEntries,
-    "lease-from-receipt": LeaseFromReceipt,
-    "forgotten-promise": ForgottenPromise,
-    "read-before-own-commit": ReadBeforeOwnCommit,
-    "leader-counts-unstored": LeaderCountsUnstored,
-    "commit-beyond-match": CommitBeyondMatch,
-    "removed-never-stands": RemovedNeverStands,
+class _BlindCipher:
+    """Decrypts like AES-GCM, and does not look at the tag."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self.encrypt = AESGCM(key).encrypt
+
+    def decrypt(self, nonce: bytes, sealed: bytes, _: bytes) -> bytes:
+        counter = CTR(nonce + (2).to_bytes(4))
+        return Cipher(AES(self._key), counter).decryptor().update(sealed[: -layout.TAG_BYTES])
+
+
+class ChecksumNotVerified(FileDisk):
+    """Takes stored bytes for what was written, though they were changed."""
+
+    @override
+    def _reading(self) -> AbstractContextManager[object]:
+        return patch.object(layout, "AESGCM", _BlindCipher)
+
+
+class Bug(msgspec.Struct, frozen=True):
+    """What takes the place of the real parts.
+
+    Attributes:
+        core: the consensus.
+        disk: the reader and writer of files, where there are any.
+    """
+
+    core: type[Core] = Core
+    disk: type[FileDisk] = FileDisk
+
+
+BUGS: dict[str, Bug] = {
+    "unconditional-truncation": Bug(UnconditionalTruncation),
+    "no-up-to-date-check": Bug(NoUpToDateCheck),
+    "double-vote": Bug(DoubleVote),
+    "commit-old-term-by-counting": Bug(CommitOldTermByCounting),
+    "acknowledge-before-persist": Bug(AcknowledgeBeforePersist),
+    "vote-before-persist": Bug(VoteBeforePersist),
+    "no-pre-vote": Bug(NoPreVote),
+    "stale-reply-counted": Bug(StaleReplyCounted),
+    "snapshot-without-match": Bug(SnapshotWithoutMatch),
+    "concurrent-changes": Bug(ConcurrentChanges),
+    "lease-after-partition": Bug(LeaseAfterPartition),
+    "lease-after-hand-over": Bug(LeaseAfterHandOver),
+    "change-before-own-commit": Bug(ChangeBeforeOwnCommit),
+    "commit-stored-before-entries": Bug(CommitStoredBeforeEntries),
+    "lease-from-receipt": Bug(LeaseFromReceipt),
+    "forgotten-promise": Bug(ForgottenPromise),
+    "read-before-own-commit": Bug(ReadBeforeOwnCommit),
+    "leader-counts-unstored": Bug(LeaderCountsUnstored),
+    "commit-beyond-match": Bug(CommitBeyondMatch),
+    "removed-never-stands": Bug(RemovedNeverStands),
+    "checksum-not-verified": Bug(disk=ChecksumNotVerified),
 }

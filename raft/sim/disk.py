@@ -10,6 +10,9 @@ import random
 from collections.abc import Callable
 
 from raft.core import Entries, HardState, Ready, Snapshot
+from raft.sim.linear import State
+
+Content = dict[int, State]
 
 
 class Disk:
@@ -29,6 +32,36 @@ class Disk:
         self.first = 1
         self.log: list[tuple[int, bytes, bool]] = []
 
+    def boot(self, hard_state: HardState, entries: Entries) -> None:
+        """Put the beginning of one of the first members here."""
+        self.hard_state = hard_state
+        self.append(entries, len(entries.data))
+
+    def open(self) -> Content | None:
+        """Read everything at the start of the machine.
+
+        Returns:
+            What the snapshot contains; None if it is what such a snapshot contains anywhere.
+
+        Raises:
+            CorruptError: what is stored is damaged.
+        """
+        return None
+
+    def take(self, other: Disk) -> None:
+        """Hold what another holds."""
+        self.hard_state = other.hard_state
+        self.snapshot = other.snapshot
+        self.first = other.first
+        self.log = list(other.log)
+
+    def lose_power(self) -> None:
+        """Forget what is not durable; here `tear` and `store` did that already."""
+
+    def rot(self) -> str:
+        """Change bytes of the log or a snapshot; return where, or "" if none are stored."""
+        return ""
+
     @property
     def last(self) -> int:
         """The index of the last entry."""
@@ -47,7 +80,7 @@ class Disk:
         if ready.hard_state is not None:
             self.hard_state = ready.hard_state
         if ready.entries is not None:
-            self._append(ready.entries, len(ready.entries.data))
+            self.append(ready.entries, len(ready.entries.data))
 
     def tear(self, ready: Ready, rng: random.Random) -> None:
         """Store some beginning of a Ready: up to, and without, a drawn one of its steps."""
@@ -59,7 +92,7 @@ class Disk:
             steps.append(lambda: setattr(self, "hard_state", hard_state))
         if entries is not None:
             count = int(rng.random() * (len(entries.data) + 1))
-            steps.append(lambda: self._append(entries, count))
+            steps.append(lambda: self.append(entries, count))
         for step in steps[: int(rng.random() * (len(steps) + 1))]:
             step()
 
@@ -89,7 +122,8 @@ class Disk:
         self.first = snapshot.index + 1
         self.log = []
 
-    def _append(self, entries: Entries, count: int) -> None:
+    def append(self, entries: Entries, count: int) -> None:
+        """Store the first so many of these; they replace what is at their places and after."""
         assert self.first <= entries.first <= self.last + 1, "a gap in what is to be stored"
         del self.log[entries.first - self.first :]
         for index, data in enumerate(entries.data[:count], entries.first):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from raft.core import AddLearner, Change, Core, Demote, Promote, RaftID, Readdress, Remove
 from raft.sim.checks import Failure
-from raft.sim.host import BEFORE, DOOMS, Host
+from raft.sim.host import BEFORE, DOOMS, REPLACING, Host
 
 if TYPE_CHECKING:
     from raft.sim.world import World
@@ -98,6 +98,11 @@ class Faults:
         host = self._one()
         if host is not None:
             host.doom = DOOMS[int(self._world.random() * len(DOOMS))]
+
+    def doom_replacing(self) -> None:
+        """Whoever replaces entries of a former leader next loses power at it."""
+        for host in self._world.up():
+            host.doom = REPLACING
 
     def doom_all(self) -> None:
         """The leader loses power, and the others around their next sync: that of a vote."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raft.core import Accepted, Config, Core, Entries, HardState, RaftID, Ready, Role
+from proto.errors import CorruptError
+from raft.core import Accepted, Config, Core, Entries, RaftID, Ready, Role
 from raft.core.messages import Install, Message
 from raft.sim.checks import Failure
-from raft.sim.disk import Disk
+from raft.sim.disk import Content, Disk
 from raft.sim.linear import Operation, State, changed
 
 if TYPE_CHECKING:
     from raft.sim.world import World
 
-Content = dict[int, State]
-
 BEFORE, TORN, AFTER = "before", "torn", "after"
 DOOMS = (BEFORE, TORN, AFTER)
+# In the first sync that replaces stored entries, whenever that is.
+REPLACING = "replacing"
 # How often a core's own invariants are verified: every so many pieces of work.
 _CHECK_EVERY = 16
 
@@ -29,19 +30,23 @@ class Host:
         disk: what survives.
         applied: the last entry in the state machine.
         state: the state machine: what each key holds.
+        is_damaged: it does not start any more, because of what its disk says.
         is_disk_stuck: syncs do not end (a full disk, or one that hangs).
-        doom: the machine crashes at the next sync: before it, in it, or after it.
+        doom: the machine crashes at the next sync: before it, in it, or after it; or `REPLACING`.
         disk_time: how long a sync takes at most, in tenths of a tick.
     """
 
-    def __init__(self, world: World, member_id: RaftID, config: Config, tick_time: float) -> None:
+    def __init__(
+        self, world: World, member_id: RaftID, config: Config, disk: Disk, tick_time: float
+    ) -> None:
         """Make a machine that is switched off."""
         self.world = world
         self.id = member_id
         self.config = config
         self.tick_time = tick_time
-        self.disk = Disk()
+        self.disk = disk
         self.disk_time = 0.0
+        self.is_damaged = False
         self.is_disk_stuck = False
         self.doom = ""
         self.core: Core | None = None
@@ -59,11 +64,20 @@ class Host:
     # Life.
 
     def start(self) -> None:
-        """Switch on: read the disk, begin to tick."""
+        """Switch on: read the disk, begin to tick; with a damaged disk that is all."""
         assert self.core is None
+        if self.is_damaged:
+            return
         world = self.world
         disk = self.disk
         self.incarnation += 1
+        try:
+            content = disk.open()
+        except CorruptError as error:
+            self.is_damaged = True
+            world.repairs.stopped(self, error)
+            return
+        world.repairs.started(self)
         self.core = world.core_class(
             self.config,
             world.rng,
@@ -72,7 +86,7 @@ class Host:
             entries=disk.entries(),
         )
         self.applied = disk.snapshot.index
-        self.state = dict(world.content(disk.snapshot))
+        self.state = dict(world.content(disk.snapshot)) if content is None else content
         self._led = 0
         world.after(self.tick_time * world.random(), self._tick, self.incarnation)
 
@@ -82,12 +96,16 @@ class Host:
             return
         world = self.world
         world.note("crash", self.id)
+        will_rot = world.repairs.may_rot(self)
         self.core = None
         for place in range(self._syncing):
             if world.random() < 0.5:  # noqa: PLR2004 -- a coin
                 self.disk.tear(self._queue[place], world.rng)
                 break
             self.disk.store(self._queue[place])
+        self.disk.lose_power()
+        if will_rot:
+            world.repairs.rot(self)
         self._queue = []
         self._syncing = 0
         self.doom = ""
@@ -221,7 +239,7 @@ class Host:
             return False
         done, self._queue = self._queue[: self._syncing], self._queue[self._syncing :]
         self._syncing = 0
-        if self.doom:
+        if self.doom and (self.doom != REPLACING or self._is_replacing(done)):
             self._fulfil_doom(done)
             return False
         for ready in done:
@@ -238,12 +256,16 @@ class Host:
             return self._sync()
         return True
 
+    def _is_replacing(self, done: list[Ready]) -> bool:
+        last = self.disk.last
+        return any(each.entries is not None and each.entries.first <= last for each in done)
+
     def _fulfil_doom(self, done: list[Ready]) -> None:
         """Crash at a chosen point of a sync."""
         if self.doom == AFTER:
             for ready in done:
                 self.disk.store(ready)
-        elif self.doom == TORN:
+        elif self.doom in (TORN, REPLACING):
             for ready in done[:-1]:
                 self.disk.store(ready)
             self.disk.tear(done[-1], self.world.rng)
@@ -308,8 +330,3 @@ class Host:
             else:
                 waiting.append((index, operation))
         self._reads_ready = waiting
-
-    def boot(self, hard_state: HardState, entries: Entries) -> None:
-        """Put the first member's beginning on the disk."""
-        self.disk.hard_state = hard_state
-        self.disk._append(entries, len(entries.data))  # noqa: SLF001 -- before the first start

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from raft.core import Core
-from raft.sim.bugs import BUGS
+from raft.sim.bugs import BUGS, Bug
 from raft.sim.checks import Failure
 from raft.sim.scenarios import Scenario, scenario_of
 from raft.sim.world import World
@@ -44,13 +43,13 @@ def run_seed(
 
     Args:
         seed: chooses the scenario, and everything that happens in it.
-        bug: a name of `BUGS`, or "" for the real core.
+        bug: a name of `BUGS`, or "" for the real parts.
         scenario: instead of the seed's own.
         is_traced: keep a line of every event.
     """
-    core_class = BUGS[bug] if bug else Core
+    planted = BUGS[bug] if bug else Bug()
     chosen = scenario or scenario_of(seed)
-    world = World(spread(seed), chosen, core_class, is_traced=is_traced)
+    world = World(spread(seed), chosen, planted.core, planted.disk, is_traced=is_traced)
     failure = ""
     try:
         _live(world)

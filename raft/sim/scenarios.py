@@ -32,6 +32,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         fall_time: at most this long after it.
         is_changing_first: a new leader asks for a change before anything else.
         doubts: how long after an election former leaders are asked for what they no longer know.
+        rot: how likely stored bytes change when a machine loses power.
         is_disruption_checked: a member that comes back must not depose a good leader.
     """
 
@@ -56,6 +57,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     fall_time: float = 30.0
     is_changing_first: bool = False
     doubts: tuple[float, ...] = ()
+    rot: float = 0.0
     is_disruption_checked: bool = False
 
 
@@ -223,6 +225,32 @@ SCENARIOS: tuple[Scenario, ...] = (
         patience=8.0,
         doubts=(5.0, 12.0, 19.0, 26.0, 33.0),
         election_ticks=10,
+    ),
+    Scenario(
+        name="replaced",
+        faults=(("isolate_leader_after_write", 2), ("doom_replacing", 3), ("heal", 1)),
+        fault_time=70.0,
+        weather=Weather(delay_spread=3.0),
+        think_time=20.0,
+    ),
+    Scenario(
+        name="rot",
+        faults=(
+            ("crash_one", 4),
+            ("doom_one", 4),
+            ("crash_leader", 1),
+            ("isolate_one", 1),
+            ("heal", 3),
+        ),
+        fault_time=50.0,
+        voters=(3, 4, 5),
+        spares=4,
+        weather=Weather(loss=0.01, delay_spread=3.0),
+        disk_time=2.0,
+        snapshot_every=10,
+        think_time=15.0,
+        operations=100,
+        rot=0.5,
     ),
 )
 

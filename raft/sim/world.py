@@ -15,11 +15,13 @@ from raft.core import Config, Core, Member, Membership, RaftID, Role, Snapshot, 
 from raft.core.messages import Message
 from raft.sim.checks import Failure, Truth
 from raft.sim.clients import Clients
-from raft.sim.disk import Disk
+from raft.sim.disk import Content, Disk
 from raft.sim.faults import Faults
-from raft.sim.host import Content, Host
+from raft.sim.filedisk import FileDisk
+from raft.sim.host import Host
 from raft.sim.linear import Operation
 from raft.sim.network import Network, Weather
+from raft.sim.repairs import Repairs
 from raft.sim.scenarios import Scenario
 
 # The unit of time is a tenth of a tick.
@@ -41,7 +43,13 @@ class World:
     """
 
     def __init__(
-        self, seed: int, scenario: Scenario, core_class: type[Core], *, is_traced: bool = False
+        self,
+        seed: int,
+        scenario: Scenario,
+        core_class: type[Core] = Core,
+        disk_class: type[FileDisk] = FileDisk,
+        *,
+        is_traced: bool = False,
     ) -> None:
         """Build everything and switch the first members on."""
         self.rng = random.Random(seed)  # noqa: S311 -- a simulation repeats
@@ -65,10 +73,14 @@ class World:
         self.clients = Clients(self, scenario.operations, scenario.think_time)
         self.hosts: dict[int, Host] = {}
         self.disks: list[Disk] = []
-        self._build()
+        voters = self._build(disk_class)
         self.faults = Faults(self)
+        self.repairs = Repairs(self, voters)
+        for number in range(1, voters + 1):
+            self.hosts[number].start()
 
-    def _build(self) -> None:
+    def _build(self, disk_class: type[FileDisk]) -> int:
+        """Make the machines; return how many of them, the first, are the group."""
         scenario = self.scenario
         voters = self.rng.choice(scenario.voters)
         for number in range(1, voters + scenario.spares + 1):
@@ -80,14 +92,17 @@ class World:
                 promotion_lag_entries_max=20,
             )
             drift = 1.0 + _CLOCK_DRIFT * (2.0 * self.random() - 1.0)
-            host = Host(self, RaftID(number), config, TICK_TIME * drift)
+            disk = Disk()
+            if scenario.rot:
+                disk = disk_class(config.id, self.rng, self.content)
+            host = Host(self, config.id, config, disk, TICK_TIME * drift)
             host.disk_time = scenario.disk_time
             self.hosts[number] = host
             self.disks.append(host.disk)
         members = tuple(Member(RaftID(number), is_voter=True) for number in range(1, voters + 1))
         for number in range(1, voters + 1):
-            self.hosts[number].boot(*bootstrap(Membership(members)))
-            self.hosts[number].start()
+            self.disks[number - 1].boot(*bootstrap(Membership(members)))
+        return voters
 
     # Events.
 

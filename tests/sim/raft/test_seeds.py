@@ -64,6 +64,7 @@ def test_all_bugs_of_the_specification_are_planted():
         "snapshot-without-match",
         "concurrent-changes",
         "lease-after-partition",
+        "checksum-not-verified",
     }
 
 
@@ -120,6 +121,20 @@ def test_the_trouble_really_happens():
                 marks[mark] += mark in line
     assert min(marks.values()) > 20, marks
     assert leaders > 5 * 5 * len(SCENARIOS) / 2
+
+
+def test_disks_rot_and_members_are_replaced():
+    """Changed bytes of log and snapshots stop a member; a new one takes its place."""
+    rot = next(scenario for scenario in SCENARIOS if scenario.name == "rot")
+    marks = {" rot ": 0, ".wal at": 0, ".snap at": 0, " damaged ": 0, " replaced ": 0}
+    for seed in range(40):
+        outcome = run_seed(seed, scenario=rot, is_traced=True)
+        assert outcome.failure == ""
+        for line in outcome.trace:
+            for mark in marks:
+                marks[mark] += mark in line
+    assert min(marks.values()) > 5, marks
+    assert marks[" damaged "] > 0.9 * marks[" rot "], marks
 
 
 def test_scenarios_take_turns():
