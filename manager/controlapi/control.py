@@ -12,6 +12,14 @@ from typing import Literal
 
 import msgspec
 
+from manager.ca.external_rules import check_external_cas
+from manager.ca.rotation import (
+    NewRoot,
+    begin_rotation,
+    check_can_sign,
+    is_rotation_wanted,
+    prepare_rotation,
+)
 from manager.ca.tokens import new_join_token
 from manager.controlapi import references
 from manager.controlapi import services as plans
@@ -48,16 +56,28 @@ from proto.objects import (
     spec_version_id,
 )
 from raft.keys import Kek
+from raft.transport.identity import CredentialsSource
 
 
 class Control:
     """The control API of a manager. References are a full ID, a name, or a unique beginning."""
 
-    def __init__(self, store: Store, clock: Clock, rng: random.Random) -> None:
-        """Work on `store`; `rng` draws IDs and secrets, hence a `SystemRandom` in production."""
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        credentials: CredentialsSource | None = None,
+    ) -> None:
+        """Work on `store`; `rng` draws IDs and secrets, hence a `SystemRandom` in production.
+
+        `credentials` are this manager's own, shown to a certificate authority outside the cluster.
+        """
         self._store = store
         self._clock = clock
         self._rng = rng
+        self._credentials = credentials
 
     # --- the cluster ------------------------------------------------------------------------
 
@@ -77,43 +97,62 @@ class Control:
         rotate_worker_token: bool = False,
         rotate_manager_token: bool = False,
         rotate_unlock_key: bool = False,
+        new_root: NewRoot = NewRoot(),  # noqa: B008 -- frozen
     ) -> None:
         """Change the cluster's settings, and draw new secrets where asked.
 
-        Turning autolock on draws an unlock key; turning it off drops the key.
+        Turning autolock on draws an unlock key; turning it off drops the key. A spec that forces
+        another rotation, or a `new_root`, begins one of the root certificate.
 
         Raises:
-            InvalidError: a setting breaks a rule, or the name would change.
+            InvalidError: a setting breaks a rule, the name would change, or the new root cannot be
+                one.
             NotImplementedYetError: a setting asks for what this version cannot do.
             SequenceConflictError: `version` is not the row's.
+            UnavailableError: no authority outside signed the new root.
         """
         check_cluster_spec(spec)
         refuse_unsupported_cluster(spec)
+        check_external_cas(spec)
+        new_root = await self._prepared(version, spec, new_root)
 
         def change(tx: Transaction) -> None:
             cluster = _cluster(tx)
             _check_version("cluster", cluster, version)
             if spec.name != cluster.spec.name:
                 raise InvalidError(f"the cluster's name is {cluster.spec.name}: it cannot change")
-            tokens = cluster.join_tokens
-            certificate = cluster.root_ca_certificate_pem
-            if rotate_worker_token or rotate_manager_token:
-                tokens = JoinTokens(
-                    worker=new_join_token(certificate, self._rng)
-                    if rotate_worker_token
-                    else tokens.worker,
-                    manager=new_join_token(certificate, self._rng)
-                    if rotate_manager_token
-                    else tokens.manager,
-                )
+            tokens = self._tokens(cluster, worker=rotate_worker_token, manager=rotate_manager_token)
             key = cluster.unlock_key if spec.auto_lock_managers else ""
             if spec.auto_lock_managers and (rotate_unlock_key or not key):
                 key = Kek.generate(self._rng.randbytes).format()
-            tx.update(
-                msgspec.structs.replace(cluster, spec=spec, join_tokens=tokens, unlock_key=key)
+            changed = msgspec.structs.replace(
+                cluster, spec=spec, join_tokens=tokens, unlock_key=key
             )
+            if is_rotation_wanted(changed, new_root):
+                changed = begin_rotation(changed, tx.now, new_root)
+            elif spec.external_cas != cluster.spec.external_cas:
+                check_can_sign(changed)
+            tx.update(changed)
 
         await self._store.update(change)
+
+    async def _prepared(self, version: int, spec: ClusterSpec, new_root: NewRoot) -> NewRoot:
+        """Have a new root signed outside where the cluster's own key is there, not here."""
+        cluster = _cluster(self._store.head())
+        _check_version("cluster", cluster, version)
+        wanted = msgspec.structs.replace(cluster, spec=spec)
+        if not is_rotation_wanted(wanted, new_root):
+            return new_root
+        credentials = None if self._credentials is None else self._credentials()
+        return await prepare_rotation(wanted, self._clock.wall(), new_root, credentials)
+
+    def _tokens(self, cluster: Cluster, *, worker: bool, manager: bool) -> JoinTokens:
+        """Draw the tokens that are to be rotated."""
+        tokens, certificate = cluster.join_tokens, cluster.root_ca_certificate_pem
+        return JoinTokens(
+            worker=new_join_token(certificate, self._rng) if worker else tokens.worker,
+            manager=new_join_token(certificate, self._rng) if manager else tokens.manager,
+        )
 
     # --- nodes ------------------------------------------------------------------------------
 

@@ -45,8 +45,6 @@ def refuse_unsupported_cluster(spec: ClusterSpec) -> None:
         NotImplementedYetError: with all of them in one sentence.
     """
     wishes = []
-    if spec.external_cas:
-        wishes.append("an external certificate authority")
     if spec.task_log_driver is not None and spec.task_log_driver.name:
         wishes.append("a log driver for all tasks (set it for each service)")
     if wishes:

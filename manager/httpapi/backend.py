@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import msgspec
 from typing_extensions import override
 
+from manager.ca.rootchange import NewRoot
 from manager.store.watch import Watch
 from proto.ids import ClusterID, ContainerID, ImageID, NodeID, ServiceID, TaskID
 from proto.objects import (
@@ -205,8 +206,9 @@ class Control(Protocol):
         rotate_worker_token: bool = False,
         rotate_manager_token: bool = False,
         rotate_unlock_key: bool = False,
+        new_root: NewRoot = NewRoot(),  # noqa: B008 -- frozen
     ) -> Awaitable[object]:
-        """Change the cluster's spec, and draw new secrets where asked."""
+        """Change the cluster's spec, and draw new secrets or begin another root where asked."""
 
     def nodes(self) -> Iterable[Node]:
         """Return all nodes."""

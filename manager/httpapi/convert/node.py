@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from manager.ca.issue import root_certificates_pem
+from manager.ca.tokens import root_digest
 from manager.httpapi.convert.common import Json, compact, member_of, meta, word_of
 from manager.httpapi.convert.service import resources_to_json
 from manager.httpapi.convert.wire import WireNodeSpec, decoded
 from proto.objects import (
+    Cluster,
     Node,
     NodeAvailability,
     NodeDescription,
     NodeRole,
     NodeSpec,
     Platform,
+    TLSInfo,
 )
 
 
@@ -46,12 +50,18 @@ def node_spec_to_json(spec: NodeSpec) -> Json:
     return members
 
 
-def node_to_json(node: Node) -> Json:
-    """Write a node. `Spec.Role` is the wanted role, as in the Engine."""
+def node_to_json(node: Node, cluster: Cluster | None = None) -> Json:
+    """Write a node. `Spec.Role` is the wanted role, as in the Engine.
+
+    Args:
+        node: the row.
+        cluster: has the certificates of which the row keeps a digest.
+    """
     members: Json = {"ID": node.id}
     members.update(meta(node.version, node.created_at, node.updated_at))
     members["Spec"] = node_spec_to_json(node.spec)
     members["Description"] = _description_to_json(node.description)
+    members["Description"]["TLSInfo"] = _tls_info_to_json(node.tls_info, cluster)
     members["Status"] = compact(
         {
             "State": word_of(node.status.state),
@@ -88,5 +98,22 @@ def _description_to_json(description: NodeDescription) -> Json:
                 "Plugins": [{"Type": kind, "Name": name} for kind, name in engine.plugins],
             }
         ),
-        "TLSInfo": {},
     }
+
+
+def _tls_info_to_json(info: TLSInfo | None, cluster: Cluster | None) -> Json:
+    """Write who issued what a node shows, and whom it trusts if the cluster still knows those."""
+    if info is None:
+        return {}
+    trusted = ""
+    if cluster is not None:
+        for roots in (cluster.root_ca_certificate_pem, root_certificates_pem(cluster)):
+            if info.trust_root_digest == root_digest(roots):
+                trusted = roots
+    return compact(
+        {
+            "TrustRoot": trusted,
+            "CertIssuerSubject": info.issuer_subject,
+            "CertIssuerPublicKey": info.issuer_public_key,
+        }
+    )

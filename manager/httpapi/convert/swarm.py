@@ -6,9 +6,11 @@ from typing import Any
 
 import msgspec
 
+from manager.ca.issue import issuer_names, signer_of
+from manager.ca.rootchange import NewRoot
 from manager.httpapi.convert.common import Json, compact, driver_of, driver_to_json, meta
 from manager.httpapi.convert.wire import WireCA, WireCluster, decoded
-from proto.errors import NotImplementedYetError
+from proto.errors import InvalidError
 from proto.objects import Cluster, ClusterSpec, ExternalCA
 
 
@@ -22,14 +24,12 @@ def cluster_spec_of(value: Any, base: ClusterSpec) -> ClusterSpec:
 
     Raises:
         InvalidError: it has a wrong type.
-        NotImplementedYetError: it asks for a new root certificate.
     """
     return cluster_spec_from(decoded(value, WireCluster), base)
 
 
 def cluster_spec_from(wire: WireCluster, base: ClusterSpec) -> ClusterSpec:
     """Merge a typed spec into `base`; see `cluster_spec_of`."""
-    _refuse_rotation(wire.ca_config)
     raft, orchestration = wire.raft, wire.orchestration
     authorities = wire.ca_config.external_cas
     locks = wire.encryption_config.auto_lock_managers
@@ -61,6 +61,7 @@ def cluster_spec_from(wire: WireCluster, base: ClusterSpec) -> ClusterSpec:
             )
             for authority in authorities
         ),
+        ca_force_rotate=wire.ca_config.force_rotate or base.ca_force_rotate,
         auto_lock_managers=base.auto_lock_managers if locks is None else locks,
         task_log_driver=base.task_log_driver
         if wire.task_defaults.log_driver is None
@@ -68,11 +69,21 @@ def cluster_spec_from(wire: WireCluster, base: ClusterSpec) -> ClusterSpec:
     )
 
 
-def _refuse_rotation(wire: WireCA) -> None:
+def new_root_from(wire: WireCA) -> NewRoot:
+    """Read the root certificate that an update names, if it does."""
+    return NewRoot(certificate_pem=wire.signing_ca_cert, key_pem=wire.signing_ca_key)
+
+
+def refuse_rotation(wire: WireCA) -> None:
+    """Refuse a root certificate in the spec of a cluster that is only to begin.
+
+    Raises:
+        InvalidError: it names one, or wants another than the first.
+    """
     if wire.signing_ca_cert or wire.signing_ca_key or wire.force_rotate:
-        raise NotImplementedYetError(
-            "rotating the root certificate is not served by this version of Swarm: "
-            "leave SigningCACert, SigningCAKey and ForceRotate out"
+        raise InvalidError(
+            "a new cluster makes its own root certificate: leave SigningCACert, SigningCAKey and "
+            "ForceRotate out, and change it afterwards with: swarm ca --rotate"
         )
 
 
@@ -81,6 +92,7 @@ def cluster_spec_to_json(spec: ClusterSpec) -> Json:
     authority: Json = {"NodeCertExpiry": spec.node_cert_expiry_ns}
     if spec.external_cas:
         authority["ExternalCAs"] = [_authority_to_json(one) for one in spec.external_cas]
+    authority.update(compact({"ForceRotate": spec.ca_force_rotate}))
     defaults: Json = {}
     if spec.task_log_driver is not None:
         defaults["LogDriver"] = driver_to_json(spec.task_log_driver)
@@ -114,11 +126,25 @@ def cluster_to_json(cluster: Cluster) -> Json:
     members: Json = {"ID": cluster.id}
     members.update(meta(cluster.version, cluster.created_at, cluster.updated_at))
     members["Spec"] = cluster_spec_to_json(cluster.spec)
-    members["TLSInfo"] = compact({"TrustRoot": cluster.root_ca_certificate_pem})
-    members["RootRotationInProgress"] = False
+    members["TLSInfo"] = _tls_info_to_json(cluster)
+    members["RootRotationInProgress"] = cluster.root_rotation is not None
     members["DefaultAddrPool"] = list(cluster.default_address_pool)
     members["SubnetSize"] = cluster.subnet_size
     members["DataPathPort"] = cluster.data_path_port
+    return members
+
+
+def _tls_info_to_json(cluster: Cluster) -> Json:
+    """Write the root that all trust, and who has to have issued what nodes show.
+
+    During a rotation the issuer is the new root, by which clients count who has renewed.
+    """
+    members = compact({"TrustRoot": cluster.root_ca_certificate_pem})
+    issuer = signer_of(cluster).certificate_pem
+    if issuer:
+        subject, key = issuer_names(issuer)
+        members["CertIssuerSubject"] = subject
+        members["CertIssuerPublicKey"] = key
     return members
 
 

@@ -494,9 +494,14 @@ class WireCA(Wire, frozen=True):
 
     node_cert_expiry: Whole = 0
     external_cas: tuple[WireExternalCA, ...] | None = None
-    signing_ca_cert: Unsupported = None
-    signing_ca_key: Unsupported = None
-    force_rotate: Unsupported = None
+    signing_ca_cert: str = ""
+    signing_ca_key: str = ""
+    force_rotate: Whole = 0
+
+    @override
+    def __repr__(self) -> str:
+        """Hide the key."""
+        return f"WireCA(external_cas={self.external_cas!r})"
 
 
 class WireEncryption(Wire, frozen=True):

@@ -11,8 +11,13 @@ from aiohttp import web
 
 from manager.httpapi.backend import InitRequest, JoinRequest
 from manager.httpapi.convert.node import availability_of
-from manager.httpapi.convert.swarm import cluster_spec_from, cluster_spec_of, swarm_to_json
-from manager.httpapi.convert.wire import WireInit, WireJoin, WireUnlock, decoded
+from manager.httpapi.convert.swarm import (
+    cluster_spec_from,
+    new_root_from,
+    refuse_rotation,
+    swarm_to_json,
+)
+from manager.httpapi.convert.wire import WireCluster, WireInit, WireJoin, WireUnlock, decoded
 from manager.httpapi.requests import backend_of, flag, json_body, json_response, version_of
 from proto.errors import InvalidError
 from proto.objects import ClusterSpec
@@ -28,6 +33,7 @@ async def inspect(request: web.Request) -> web.StreamResponse:
 async def init(request: web.Request) -> web.StreamResponse:
     """Begin a cluster."""
     wire = decoded(await json_body(request), WireInit)
+    refuse_rotation(wire.spec.ca_config)
     spec = cluster_spec_from(wire.spec, ClusterSpec())
     # The lock is asked for in the spec; an older place beside it counts too.
     auto_lock = spec.auto_lock_managers or wire.auto_lock_managers
@@ -75,16 +81,18 @@ async def leave(request: web.Request) -> web.StreamResponse:
 
 
 async def update(request: web.Request) -> web.StreamResponse:
-    """Change the cluster's spec, and rotate tokens and the unlock key where asked."""
+    """Change the cluster's spec, and rotate its root, tokens and unlock key where asked."""
     control = backend_of(request).control()
     version = version_of(request, "swarm")
-    spec = cluster_spec_of(await json_body(request), control.cluster().spec)
+    wire = decoded(await json_body(request), WireCluster)
+    spec = cluster_spec_from(wire, control.cluster().spec)
     await control.update_cluster(
         version,
         spec,
         rotate_worker_token=flag(request, "rotateWorkerToken"),
         rotate_manager_token=flag(request, "rotateManagerToken"),
         rotate_unlock_key=flag(request, "rotateManagerUnlockKey"),
+        new_root=new_root_from(wire.ca_config),
     )
     return web.Response()
 

@@ -11,8 +11,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from manager.ca.issue import issuer_names
+from manager.ca.root import create_root
+from manager.ca.tokens import root_digest
 from manager.httpapi.backend import NodeFacts, RemoteManager, SwarmFacts
 from manager.httpapi.convert.container_summary import summary_to_json
 from manager.httpapi.convert.event import event_of
@@ -47,11 +51,13 @@ from proto.objects import (
     Reachability,
     ReplicatedMode,
     Resources,
+    RootRotation,
     Service,
     ServiceSpec,
     Task,
     TaskSpec,
     TaskStatus,
+    TLSInfo,
     UpdateStatus,
 )
 from proto.states import TaskState
@@ -60,6 +66,7 @@ from worker.images.api import HistoryEntry, Image, ImageConfig
 HERE = Path(__file__).parent
 REWRITE = os.environ.get("SWARM_REWRITE") == "1"
 NOW = 1_700_000_000.25
+ROOT = (HERE / "root.pem").read_text()
 
 
 def check(name: str, answer: Any) -> None:
@@ -162,7 +169,7 @@ def _cluster() -> Cluster:
         created_at=NOW,
         updated_at=NOW,
         spec=cluster_spec_from(wire.spec, ClusterSpec()),
-        root_ca_certificate_pem="PEM",
+        root_ca_certificate_pem=ROOT,
         join_tokens=JoinTokens(worker="W", manager="M"),
     )
 
@@ -218,10 +225,28 @@ def test_tasks_and_containers() -> None:
 def test_nodes() -> None:
     """A leading manager."""
     check("node", node_to_json(_node()))
+    shown = TLSInfo(
+        trust_root_digest=root_digest(ROOT), issuer_subject="MA==", issuer_public_key="MQ=="
+    )
+    node = msgspec.structs.replace(_node(), tls_info=shown)
+    assert node_to_json(node, _cluster())["Description"]["TLSInfo"] == {
+        "TrustRoot": ROOT,
+        "CertIssuerSubject": "MA==",
+        "CertIssuerPublicKey": "MQ==",
+    }
+    other = msgspec.structs.replace(_cluster(), root_ca_certificate_pem="another")
+    assert "TrustRoot" not in node_to_json(node, other)["Description"]["TLSInfo"]
 
 
 def test_the_swarm() -> None:
     """As the client's init request made it."""
+    rotation = RootRotation(certificate_pem=create_root(NOW).certificate_pem)
+    rotating = swarm_to_json(msgspec.structs.replace(_cluster(), root_rotation=rotation))
+    assert rotating["RootRotationInProgress"] is True
+    assert rotating["TLSInfo"]["TrustRoot"] == ROOT
+    issuer = issuer_names(rotation.certificate_pem)
+    told = (rotating["TLSInfo"]["CertIssuerSubject"], rotating["TLSInfo"]["CertIssuerPublicKey"])
+    assert told == issuer
     check("swarm", swarm_to_json(_cluster()))
 
 
