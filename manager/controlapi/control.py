@@ -225,8 +225,13 @@ class Control:
         """Return one service; raises `NotFoundError`, or `InvalidError` if several fit."""
         return references.find_service(self._store.view(), ref)
 
-    async def create_service(self, spec: ServiceSpec) -> ServiceID:
+    async def create_service(self, spec: ServiceSpec, *, service_id: str = "") -> ServiceID:
         """Create a service, with its published ports and the first version of its spec.
+
+        Args:
+            spec: the wanted service.
+            service_id: drawn by the caller, so that a second attempt, after one whose outcome is
+                not known, finds the service that the first one made; "" draws it here.
 
         Raises:
             InvalidError: the spec breaks a rule.
@@ -236,15 +241,17 @@ class Control:
         """
         check_service_spec(spec)
         refuse_unsupported(spec)
-        service_id = ServiceID(new_id(self._rng))
+        new = ServiceID(service_id or new_id(self._rng))
 
         def change(tx: Transaction) -> None:
-            service = plans.created(tx, service_id, spec, version=tx.version)
+            if service_id and new in tx.services:
+                return  # an earlier attempt had made it
+            service = plans.created(tx, new, spec, version=tx.version)
             tx.create(service)
             tx.create(plans.spec_version_of(service))
 
         await self._store.update(change)
-        return service_id
+        return new
 
     async def update_service(
         self,

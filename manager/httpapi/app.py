@@ -7,7 +7,8 @@ import random
 from aiohttp import web
 
 from manager.httpapi.backend import Backend, Peers
-from manager.httpapi.forward import FORWARDER, Forwarder, forwarded
+from manager.httpapi.forward import FORWARDER, PAUSE_SECONDS_MAX, Forwarder, forwarded
+from manager.httpapi.freshness import Freshness
 from manager.httpapi.middleware import (
     access_logged,
     add_headers,
@@ -15,7 +16,16 @@ from manager.httpapi.middleware import (
     errors_as_json,
     linearized,
 )
-from manager.httpapi.requests import BACKEND, BODY_BYTES_MAX, CLOCK, HEADERS, PEERS, RNG, STREAMS
+from manager.httpapi.requests import (
+    BACKEND,
+    BODY_BYTES_MAX,
+    CLOCK,
+    FRESHNESS,
+    HEADERS,
+    PEERS,
+    RNG,
+    STREAMS,
+)
 from manager.httpapi.routes import (
     distribution,
     events,
@@ -56,6 +66,7 @@ def make_app(
     peers: Peers | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
+    pause_seconds_max: float = PAUSE_SECONDS_MAX,
 ) -> web.Application:
     """Build the application that serves `backend`, for one listener.
 
@@ -64,6 +75,7 @@ def make_app(
         peers: the other managers; without them every request is served here.
         clock: for dates.
         rng: draws names and IDs.
+        pause_seconds_max: how long a request waits for somebody to lead.
     """
     app = web.Application(
         middlewares=[access_logged, errors_as_json, checked_version, forwarded, linearized],
@@ -72,9 +84,10 @@ def make_app(
     app[BACKEND] = backend
     app[PEERS] = peers
     if peers is not None:
-        app[FORWARDER] = Forwarder(peers)
+        app[FORWARDER] = Forwarder(peers, pause_seconds_max)
         app.on_cleanup.append(_close_forwarder)
     app[STREAMS] = Streams()
+    app[FRESHNESS] = Freshness()
     app[CLOCK] = clock or SystemClock()
     app[RNG] = rng or random.SystemRandom()
     app[HEADERS] = _headers_of(backend)

@@ -228,8 +228,8 @@ class Control(Protocol):
     def service(self, ref: str) -> Service:
         """Return one service."""
 
-    def create_service(self, spec: ServiceSpec) -> Awaitable[ServiceID]:
-        """Create a service."""
+    def create_service(self, spec: ServiceSpec, *, service_id: str = "") -> Awaitable[ServiceID]:
+        """Create a service; with an ID that exists already, an earlier attempt had done it."""
 
     def update_service(
         self, ref: str, version: int, spec: ServiceSpec, *, rollback: bool = False

@@ -47,6 +47,7 @@ FORWARDED = "Swarm-Forwarded-By"
 OBJECT_ID = "Swarm-Object-Id"
 REPEAT = "Swarm-Repeat"
 SELF = "self"
+JOIN_PREFIX = "/join/"
 
 _SENT_HEADERS = ("Content-Type", "X-Registry-Auth")
 _PASSED_HEADERS = ("Content-Type", "Warning")
@@ -59,6 +60,12 @@ class _Unsettled(msgspec.Struct, frozen=True):
 
     ended: Ended
     sentence: str = ""
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """The body of an error."""
+
+    message: str = ""
 
 
 class Forwarder:
@@ -102,6 +109,9 @@ class Forwarder:
                 if step is Step.STOP_WITHOUT_LEADER and kind is Kind.READ:
                     return await handler(request)  # what this manager has; it says how old
                 if step is not Step.REPEAT:
+                    if request.path.startswith(JOIN_PREFIX) and done.sentence:
+                        # Joining again does no harm, and the reason is what matters.
+                        raise UnavailableError(done.sentence)
                     raise self._given_up(step, done.sentence)
                 await self._watch.tick()
                 if self._is_closing:
@@ -112,7 +122,7 @@ class Forwarder:
     def _limit_of(self, request: web.Request, kind: Kind) -> float:
         if kind is Kind.READ:
             return min(READ_PAUSE_SECONDS_MAX, self._pause_seconds_max)
-        if request.path.startswith("/join/"):
+        if request.path.startswith(JOIN_PREFIX):
             return min(JOIN_PAUSE_SECONDS_MAX, self._pause_seconds_max)
         return self._pause_seconds_max
 
@@ -161,8 +171,8 @@ class Forwarder:
                 refusal = answer.headers.get(REFUSAL, "")
                 if refusal == NOT_LEADER:
                     return _Unsettled(Ended.NOTHING_DONE)
-                if refusal == UNKNOWN and kind is not Kind.ONCE:
-                    return _Unsettled(Ended.UNKNOWN)
+                if refusal == UNKNOWN:
+                    return _Unsettled(Ended.UNKNOWN, _sentence_in(await answer.read()))
                 return _answered(answer, await answer.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             log.debug("leader_not_reached", node_id=leader.node_id, error=type(error).__name__)
@@ -197,6 +207,14 @@ async def _here(
         raise
     except UnavailableError as error:
         return _Unsettled(Ended.UNKNOWN, error.message)
+
+
+def _sentence_in(body: bytes) -> str:
+    """Return what the leader said of its error."""
+    try:
+        return msgspec.json.decode(body, type=_Message).message
+    except msgspec.DecodeError:
+        return "the leader failed"
 
 
 def _answered(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:

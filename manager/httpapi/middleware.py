@@ -11,7 +11,9 @@ from aiohttp.typedefs import Handler
 from manager.httpapi.requests import (
     BODY_BYTES_MAX,
     CALLER,
+    FRESHNESS,
     HEADERS,
+    STALE,
     backend_of,
     json_response,
 )
@@ -52,8 +54,6 @@ NOT_LEADER = "not-leader"
 UNKNOWN = "unknown"
 # Source: RFC 7234, 5.5.1.
 STALE_WARNING = '110 swarm "Response is Stale"'
-# How long a read waits for the leader before this manager shows what it has.
-BARRIER_SECONDS_MAX = 2.0
 
 
 @web.middleware
@@ -123,21 +123,8 @@ async def linearized(request: web.Request, handler: Handler) -> web.StreamRespon
     is_read = request.method in {"GET", "HEAD"} and _first_part(request.path) in _CLUSTER_READS
     if not is_read or request.query.get("consistency") == "stale":
         return await handler(request)
-    try:
-        async with asyncio.timeout(BARRIER_SECONDS_MAX):
-            await backend_of(request).read_barrier()
-    except (TimeoutError, NotLeaderError):
-        is_stale = True
-    except UnavailableError as error:
-        if isinstance(error, LockedError):
-            raise
-        is_stale = True
-    else:
-        is_stale = False
-    response = await handler(request)
-    if is_stale and not response.prepared:
-        response.headers["Warning"] = STALE_WARNING
-    return response
+    request[STALE] = not await request.app[FRESHNESS].is_fresh(backend_of(request))
+    return await handler(request)
 
 
 @web.middleware
@@ -166,3 +153,5 @@ async def access_logged(request: web.Request, handler: Handler) -> web.StreamRes
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Put the headers that clients negotiate by on every response."""
     response.headers.update(request.app[HEADERS])
+    if request.get(STALE):
+        response.headers["Warning"] = STALE_WARNING

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from manager.httpapi.backend import Backend, Peers
+from manager.httpapi.freshness import Freshness
 from manager.httpapi.streams import Streams
 from proto.clock import Clock
 from proto.errors import InvalidError
@@ -24,6 +25,7 @@ PEERS: web.AppKey[Peers | None] = web.AppKey("peers")
 STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
 CLOCK: web.AppKey[Clock] = web.AppKey("clock")
 RNG: web.AppKey[random.Random] = web.AppKey("rng", random.Random)
+FRESHNESS: web.AppKey[Freshness] = web.AppKey("freshness", Freshness)
 HEADERS: web.AppKey[Mapping[str, str]] = web.AppKey("headers")
 
 

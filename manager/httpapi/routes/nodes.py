@@ -6,7 +6,15 @@ from aiohttp import web
 
 from manager.httpapi.convert.node import node_spec_of, node_to_json
 from manager.httpapi.filters import NODE_FILTERS, parse_filters, select_nodes
-from manager.httpapi.requests import backend_of, flag, json_body, json_response, version_of
+from manager.httpapi.requests import (
+    attempt_of,
+    backend_of,
+    flag,
+    json_body,
+    json_response,
+    version_of,
+)
+from proto.errors import NotFoundError, SequenceConflictError
 
 SELF = "self"
 
@@ -37,16 +45,26 @@ async def update(request: web.Request) -> web.StreamResponse:
     control = backend_of(request).control()
     version = version_of(request, "node")
     spec = node_spec_of(await json_body(request))
-    await control.update_node(node_ref(request, request.match_info["id"]), version, spec)
+    reference = node_ref(request, request.match_info["id"])
+    try:
+        await control.update_node(reference, version, spec)
+    except SequenceConflictError:
+        # Where an earlier attempt may have succeeded, what is there now tells whether it did.
+        if not (attempt_of(request).is_repeat and control.node(reference).spec == spec):
+            raise
     return web.Response()
 
 
 async def remove(request: web.Request) -> web.StreamResponse:
     """Remove a node."""
     control = backend_of(request).control()
-    await control.remove_node(
-        node_ref(request, request.match_info["id"]), force=flag(request, "force")
-    )
+    try:
+        await control.remove_node(
+            node_ref(request, request.match_info["id"]), force=flag(request, "force")
+        )
+    except NotFoundError:
+        if not attempt_of(request).is_repeat:
+            raise
     return web.Response()
 
 

@@ -14,6 +14,7 @@ from manager.httpapi.filters import SERVICE_FILTERS, parse_filters, select_servi
 from manager.httpapi.names import new_name
 from manager.httpapi.requests import (
     RNG,
+    attempt_of,
     backend_of,
     flag,
     json_body,
@@ -21,7 +22,7 @@ from manager.httpapi.requests import (
     registry_auth,
     version_of,
 )
-from proto.errors import InvalidError, NameConflictError
+from proto.errors import InvalidError, NameConflictError, NotFoundError, SequenceConflictError
 from proto.ids import ServiceID
 from proto.objects import Service, ServiceSpec
 
@@ -66,10 +67,11 @@ async def create(request: web.Request) -> web.StreamResponse:
     control = backend_of(request).control()
     spec = service_spec_of(await json_body(request))
     warnings = _warnings(request)
+    object_id = attempt_of(request).object_id
     if spec.name:
-        service_id = await control.create_service(spec)
+        service_id = await control.create_service(spec, service_id=object_id)
     else:
-        service_id = await _created_with_a_name(control, spec, request.app[RNG])
+        service_id = await _created_with_a_name(control, spec, request.app[RNG], object_id)
     answer: Json = {"ID": service_id}
     if warnings:
         answer["Warnings"] = warnings
@@ -77,14 +79,16 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 async def _created_with_a_name(
-    control: Control, spec: ServiceSpec, rng: random.Random
+    control: Control, spec: ServiceSpec, rng: random.Random, object_id: str
 ) -> ServiceID:
     """Create a service under a name that is drawn, and drawn again while it is taken."""
     attempt = 1
     while True:
         name = new_name(rng, is_numbered=attempt > 1)
         try:
-            return await control.create_service(msgspec.structs.replace(spec, name=name))
+            return await control.create_service(
+                msgspec.structs.replace(spec, name=name), service_id=object_id
+            )
         except NameConflictError:
             if attempt == NAME_ATTEMPTS_MAX:
                 raise
@@ -104,7 +108,12 @@ async def update(request: web.Request) -> web.StreamResponse:
         return json_response({"Warnings": None})
     spec = service_spec_of(await json_body(request))
     warnings = _warnings(request)
-    await control.update_service(reference, version, spec)
+    try:
+        await control.update_service(reference, version, spec)
+    except SequenceConflictError:
+        # Where an earlier attempt may have succeeded, what is there now tells whether it did.
+        if not (attempt_of(request).is_repeat and control.service(reference).spec == spec):
+            raise
     return json_response({"Warnings": warnings or None})
 
 
@@ -114,7 +123,11 @@ def _warnings(request: web.Request) -> list[str]:
 
 async def remove(request: web.Request) -> web.StreamResponse:
     """Remove a service."""
-    await backend_of(request).control().remove_service(request.match_info["id"])
+    try:
+        await backend_of(request).control().remove_service(request.match_info["id"])
+    except NotFoundError:
+        if not attempt_of(request).is_repeat:
+            raise
     return web.Response()
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from manager.ca.rootchange import NewRoot
 from manager.httpapi.backend import InitRequest, JoinRequest
 from manager.httpapi.convert.node import availability_of
 from manager.httpapi.convert.swarm import (
@@ -18,8 +19,15 @@ from manager.httpapi.convert.swarm import (
     swarm_to_json,
 )
 from manager.httpapi.convert.wire import WireCluster, WireInit, WireJoin, WireUnlock, decoded
-from manager.httpapi.requests import backend_of, flag, json_body, json_response, version_of
-from proto.errors import InvalidError
+from manager.httpapi.requests import (
+    attempt_of,
+    backend_of,
+    flag,
+    json_body,
+    json_response,
+    version_of,
+)
+from proto.errors import InvalidError, SequenceConflictError
 from proto.objects import ClusterSpec
 
 T = TypeVar("T")
@@ -86,14 +94,22 @@ async def update(request: web.Request) -> web.StreamResponse:
     version = version_of(request, "swarm")
     wire = decoded(await json_body(request), WireCluster)
     spec = cluster_spec_from(wire, control.cluster().spec)
-    await control.update_cluster(
-        version,
-        spec,
-        rotate_worker_token=flag(request, "rotateWorkerToken"),
-        rotate_manager_token=flag(request, "rotateManagerToken"),
-        rotate_unlock_key=flag(request, "rotateManagerUnlockKey"),
-        new_root=new_root_from(wire.ca_config),
-    )
+    new_root = new_root_from(wire.ca_config)
+    try:
+        await control.update_cluster(
+            version,
+            spec,
+            rotate_worker_token=flag(request, "rotateWorkerToken"),
+            rotate_manager_token=flag(request, "rotateManagerToken"),
+            rotate_unlock_key=flag(request, "rotateManagerUnlockKey"),
+            new_root=new_root,
+        )
+    except SequenceConflictError:
+        # Where an earlier attempt may have succeeded, what is there now tells whether it did; not
+        # of a new root, which the spec does not have.
+        is_done = new_root == NewRoot() and control.cluster().spec == spec
+        if not (attempt_of(request).is_repeat and is_done):
+            raise
     return web.Response()
 
 

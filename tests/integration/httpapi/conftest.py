@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from manager.ca.authority import CertificateAuthority
 from manager.ca.issue import issue_certificate, new_key_and_csr
@@ -52,6 +53,7 @@ from raft.transport.identity import MANAGER_ROLE, Credentials
 
 CLUSTER_ID = ClusterID("cluster1")
 DAY = 86_400.0
+PAUSE_SECONDS_MAX = 1.0
 
 
 class MemoryLog:
@@ -271,12 +273,8 @@ class Managers:
 
     async def _serve(self, name: str) -> None:
         manager = Manager(name, self.store, self.pki.credentials(name))
-        manager.tls = await serve_tls(
-            make_app(manager, peers=manager), "127.0.0.1:0", manager.credentials
-        )
-        manager.unix = await serve_unix(
-            make_app(manager, peers=manager), self.folder / f"{name}.sock"
-        )
+        manager.tls = await serve_tls(_app(manager), "127.0.0.1:0", manager.credentials)
+        manager.unix = await serve_unix(_app(manager), self.folder / f"{name}.sock")
         self.all[name] = manager
 
     async def _add_row(self, name: str) -> None:
@@ -345,6 +343,10 @@ class Managers:
         context = client_context(self.folder, credentials)
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
         return await exchange(reader, writer, f"{method} {path}", body, headers)
+
+
+def _app(manager: Manager) -> web.Application:
+    return make_app(manager, peers=manager, pause_seconds_max=PAUSE_SECONDS_MAX)
 
 
 def client_context(folder: Any, credentials: Credentials | None) -> ssl.SSLContext:

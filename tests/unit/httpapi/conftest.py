@@ -71,8 +71,9 @@ class FakeControl:
             raise NotFoundError("service", ref)
         return self.by_id[ref]
 
-    async def create_service(self, spec: ServiceSpec) -> ServiceID:
+    async def create_service(self, spec: ServiceSpec, *, service_id: str = "") -> ServiceID:
         """Keep."""
+        assert not service_id, "no ID is drawn without other managers"
         service_id = ServiceID(f"id-{spec.name}")
         self.by_id[service_id] = Service(id=service_id, spec=spec)
         return service_id

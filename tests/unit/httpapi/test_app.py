@@ -165,7 +165,7 @@ async def test_a_service_without_a_name_gets_one(
     control = served.backend.fake_control
     tried: list[str] = []
 
-    async def create(spec: ServiceSpec) -> ServiceID:
+    async def create(spec: ServiceSpec, **_: Any) -> ServiceID:
         tried.append(spec.name)
         if len(tried) < 3:
             raise NameConflictError("service", spec.name)
