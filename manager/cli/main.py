@@ -27,6 +27,7 @@ _LAB = "commands.lab"
 
 TABLES: dict[str, dict[str, Entry]] = {
     "swarm": {
+        "ca": Entry("commands.ca", "CA", "Display and rotate the root CA"),
         "init": Entry(_CLUSTER, "INIT", "Initialize a swarm"),
         "join": Entry(_CLUSTER, "JOIN", "Join a swarm as a node and/or manager"),
         "join-token": Entry(_CLUSTER, "JOIN_TOKEN", "Manage join tokens"),

@@ -124,7 +124,7 @@ def _update(console: Console, flags: Flags, _arguments: list[str]) -> None:
     cluster = console.engine.get("/swarm")
     before = _is_autolocked(cluster["Spec"])
     spec = merged(cluster["Spec"], _with_certificates(flags))
-    _put_cluster(console, cluster, spec)
+    put_cluster(console, cluster, spec)
     console.line("Swarm updated.")
     if _is_autolocked(spec) and not before:
         _print_unlock(console, _unlock_key(console))
@@ -134,7 +134,8 @@ def _is_autolocked(spec: Any) -> bool:
     return bool((spec.get("EncryptionConfig") or {}).get("AutoLockManagers"))
 
 
-def _put_cluster(console: Console, cluster: Any, spec: Any, rotate: str = "") -> None:
+def put_cluster(console: Console, cluster: Any, spec: Any, rotate: str = "") -> None:
+    """Write the cluster's spec back, and have a secret drawn anew where `rotate` names one."""
     query = {"version": str(cluster["Version"]["Index"])}
     for name in ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"):
         query[name] = str(name == rotate).lower()
@@ -167,7 +168,7 @@ def _show_unlock_key(console: Console, flags: Flags, _arguments: list[str]) -> N
         cluster = console.engine.get("/swarm")
         if not _is_autolocked(cluster["Spec"]):
             raise CommandError("cannot rotate because autolock is not turned on")
-        _put_cluster(console, cluster, cluster["Spec"], "rotateManagerUnlockKey")
+        put_cluster(console, cluster, cluster["Spec"], "rotateManagerUnlockKey")
         if not flags.is_on("quiet"):
             console.line("Successfully rotated manager unlock key.\n")
     key = _unlock_key(console)
@@ -185,7 +186,7 @@ def _join_token(console: Console, flags: Flags, arguments: list[str]) -> None:
         raise CommandError(f"unknown role {role}")
     if flags.is_on("rotate"):
         cluster = console.engine.get("/swarm")
-        _put_cluster(console, cluster, cluster["Spec"], f"rotate{role.title()}Token")
+        put_cluster(console, cluster, cluster["Spec"], f"rotate{role.title()}Token")
         if not flags.is_on("quiet"):
             console.line(f"Successfully rotated {role} join token.\n")
     if flags.is_on("quiet"):

@@ -86,6 +86,12 @@ SCRIPTS: dict[str, list[str]] = {
         "update --task-history-limit 3",
         "join --token SWMTKN-1-x 10.0.0.1:2377",
         "leave --force",
+        "ca",
+        "ca --rotate",
+        "ca --rotate --ca-cert /nope",
+        "ca --rotate --ca-key /dev/null",
+        "ca --cert-expiry 5h",
+        "ca --help",
         "unlock",
     ],
     "image": [
@@ -166,3 +172,15 @@ def test_output_is_as_expected(name: str, swarm: Callable[..., Any]) -> None:
     expected = path.read_text()
     diff = "\n".join(difflib.unified_diff(expected.splitlines(), actual.splitlines(), lineterm=""))
     assert expected == actual, diff
+
+
+def test_the_watch_of_a_rotation_has_an_end(
+    swarm: Callable[..., Any], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that never says that it trusts the new root alone is named a while, then left."""
+    monkeypatch.setattr("manager.cli.commands.ca.TRUST_SECONDS_MAX", 0.0)
+    engine.nodes[0]["Description"]["TLSInfo"]["TrustRoot"] = "both"
+    result = swarm("ca", "--rotate")
+    assert result.code == 0
+    assert result.err == "some nodes have not said yet that they trust the new root alone\n"
+    assert result.out.endswith("-----END CERTIFICATE-----\n")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,15 @@ SAME_OUTPUT = [
     "swarm join-token -q manager",
     "swarm unlock-key",
     "swarm update --autolock=true",
+    "swarm ca",
+    "swarm ca --cert-expiry 5h",
+    "swarm ca --rotate -d",
+    "swarm ca --rotate -q",
+    "swarm ca --rotate -d --external-ca protocol=cfssl,url=https://x",
+    "swarm ca --rotate -d --ca-cert /nope",
+    "swarm ca --rotate -d --ca-cert /dev/null",
+    "swarm leave",
+    "node demote mgr02 wkr01",
     "image ls",
     "image ls --digests",
     "image history nginx",
@@ -249,6 +259,30 @@ def test_updates_as_docker_updates(
     assert normalised(expected.json()) == normalised(actual.json())
     assert expected.query["version"] == actual.query["version"]
     assert expected.query["registryAuthFrom"] == actual.query["registryAuthFrom"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ca --rotate -d --cert-expiry 5h",
+        "ca --rotate -d --ca-cert ROOT --ca-key ROOT",
+        "ca --rotate -d --ca-key ROOT",
+        "ca --rotate -d --ca-cert ROOT --external-ca protocol=cfssl,url=https://x,a=b",
+        "update --cert-expiry 5h --external-ca protocol=cfssl,url=https://x,cacert=ROOT",
+    ],
+)
+def test_changes_the_root_as_docker_changes_it(
+    line: str, swarm: Callable[..., Any], docker: Callable[[str], Any], engine: Any
+) -> None:
+    """`ca` and `update` ask the same of the daemon."""
+    line = line.replace("ROOT", str(Path(__file__).parents[1] / "httpapi" / "root.pem"))
+    theirs = docker(f"swarm {line}")
+    assert theirs.returncode == 0, theirs.stderr
+    expected = engine.posted("/swarm/update").json()
+    engine.requests.clear()
+    mine = swarm(*shlex.split(line))
+    assert mine.code == 0, mine.err
+    assert pruned(expected) == pruned(engine.posted("/swarm/update").json())
 
 
 @pytest.mark.parametrize(
