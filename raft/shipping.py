@@ -20,7 +20,8 @@ from raft import lane as lanes
 from raft.core import Snapshot, decode, encode
 from raft.core.messages import Install
 from raft.files import disk_error
-from raft.shell import NodeName, Shell
+from raft.settings import NodeName
+from raft.shell import Shell
 from raft.snapshot import CHUNK_BYTES_MAX, SnapshotWriter
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()

@@ -15,19 +15,28 @@ import io
 import os
 import random
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog.testing
 from typing_extensions import override
 
 from proto.errors import SwarmError
 from raft.files import Files, Lock, in_use
 
 SECTOR_BYTES = 512
+# Where the simulator's members have their logs.
+HOME = Path("/member")
 
 
 class SimulatedCrashError(OSError):
     """The machine stopped at a chosen operation; every later one fails too."""
+
+
+def expected_trouble() -> AbstractContextManager[object]:
+    """Surround what would warn of the trouble that a simulation makes on purpose."""
+    return structlog.testing.capture_logs()
 
 
 class _Node:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import msgspec
-import structlog.testing
 from msgspec import structs
 from typing_extensions import override
 
@@ -23,11 +21,10 @@ from raft.core import Entries, HardState, RaftID, Ready, Snapshot
 from raft.keys import KeyRing
 from raft.sim.checks import Failure
 from raft.sim.disk import Content, Disk
-from raft.simdisk import SECTOR_BYTES, SimFiles
+from raft.simdisk import HOME, SECTOR_BYTES, SimFiles, expected_trouble
 from raft.snapshot import SnapshotWriter
 from raft.storage import Storage, Write
 
-HOME = Path("/member")
 # Small, so that there are several.
 SEGMENT_BYTES = 2000
 # A torn write stops before one of so many operations of the disk, or is whole.
@@ -86,8 +83,7 @@ class FileDisk(Disk):
         return dict(_DECODER.decode(chunk) for chunk in storage.read_snapshot())
 
     def _open(self) -> Storage:
-        # What it warns of is what is played here.
-        with structlog.testing.capture_logs(), self._reading():
+        with expected_trouble(), self._reading():
             storage = Storage.open(
                 HOME,
                 self._keys,
@@ -133,7 +129,7 @@ class FileDisk(Disk):
         self._torn = ready
         write = self._prepared(ready)
         stop = self._files.stopping_at(int(rng.random() * _OPERATIONS_MAX))
-        with structlog.testing.capture_logs(), stop:
+        with expected_trouble(), stop:
             self._write(write)
 
     def _prepared(self, ready: Ready) -> Write:

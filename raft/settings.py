@@ -1,0 +1,55 @@
+"""What a member is given: its numbers, and what carries its messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from raft.transport.limits import Lane as Way
+
+NodeName = str
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of a member that are not the cluster's.
+
+    Attributes:
+        tick_seconds: what a tick of the core is.
+        election_ticks: see `raft.core.Config`.
+        heartbeat_ticks: the same.
+        in_flight_bytes_max: proposals that are not committed yet may take so much memory.
+        batch_bytes_max: proposals go into the log in batches of about this.
+        entries_kept: how many entries a snapshot leaves for slow followers.
+        kept_bytes_max: unless they have more bytes than this.
+    """
+
+    tick_seconds: float = 0.1
+    election_ticks: int = 10
+    heartbeat_ticks: int = 1
+    in_flight_bytes_max: int = 64 << 20
+    batch_bytes_max: int = 1 << 20
+    entries_kept: int = 500
+    kept_bytes_max: int = 16 << 20
+
+
+class Transport(Protocol):
+    """What carries messages; `raft.transport.transport.Transport` does."""
+
+    def set_peer(self, node_id: str, address: str, /) -> None:
+        """Keep connections to a peer at this address."""
+
+    def remove_peer(self, node_id: str, /) -> None:
+        """End them."""
+
+    def send(self, node_id: str, messages: Sequence[bytes], /, *, lane: Way = ...) -> None:
+        """Queue messages; some may be lost, but those of one lane keep their order."""
+
+    async def send_snapshot(
+        self, node_id: str, header: bytes, chunks: AsyncIterator[bytes], /
+    ) -> None:
+        """Send a snapshot; return when the peer has taken it."""
+
+    async def close(self) -> None:
+        """End all connections."""
