@@ -6,21 +6,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from manager.store import View
 from manager.store.watch import Change, Watch
-from proto.ids import ContainerID, TaskID, container_id_of
+from proto.ids import ContainerID, NodeID, TaskID, container_id_of
 from proto.objects import (
     NANOSECONDS,
     Cluster,
+    Node,
+    NodeAvailability,
+    NodeState,
     ReplicatedMode,
     RestartCondition,
     Service,
+    ServiceSpec,
     ServiceSpecVersion,
     Task,
     TaskStatus,
     spec_version_id,
 )
 from proto.states import TRANSITIONS, TaskState
+from scheduler import meets_constraints
 
 _S = TaskState
 
@@ -41,6 +48,16 @@ JITTER = 0.1
 _MOMENT = 0.001
 REACHABLE = _reachable()
 _FIXED = ("service_id", "spec_version", "slot", "created_at", "not_before")
+
+
+def slot_of(task: Task) -> int | str:
+    """Return the number of a replicated service's slot, or the node that is a global one's."""
+    return task.slot or task.node_id
+
+
+def is_given(task: Task) -> bool:
+    """Tell whether a node has been told of the task, and has not yet said that it ended."""
+    return _S.ASSIGNED <= task.status.state <= _S.RUNNING
 
 
 class Spy(Watch):
@@ -84,8 +101,11 @@ class Spy(Watch):
             if isinstance(new, Task):
                 self.statuses.setdefault(new.id, []).append(new.status)
                 self._check_task(old, new)
-            elif isinstance(old, Task) and old.node_id and not old.status.state.is_terminal:
+            elif isinstance(old, Task) and is_given(old) and self._has_node(old):
                 self._bad(old, f"was deleted while {old.status.state.name}")
+
+    def _has_node(self, task: Task) -> bool:
+        return task.node_id in self.committed_view().nodes
 
     def _check_task(self, old: Task | None, new: Task) -> None:
         before = _S.NEW if old is None else old.status.state
@@ -97,7 +117,7 @@ class Spy(Watch):
         else:
             self._check_change(old, new)
         if after.is_terminal and not before.is_terminal:
-            self.ended[new.service_id, new.slot, new.spec_version] += 1
+            self.ended[new.service_id, slot_of(new), new.spec_version] += 1
         if after is _S.COMPLETE and self.exit_code_of(container_id_of(new.id)) not in {0, None}:
             self._bad(new, "is COMPLETE, but its process failed")
         if before < after and after >= _S.RUNNING and new.status.running_at > new.status.timestamp:
@@ -121,7 +141,9 @@ class Spy(Watch):
         slot = [
             task
             for task in view.tasks.find("slot", (new.service_id, new.slot))
-            if task.desired_state is not _S.REMOVE and task.id != new.id
+            if task.desired_state is not _S.REMOVE
+            and task.id != new.id
+            and slot_of(task) == slot_of(new)
         ]
         if not slot:
             return
@@ -145,7 +167,7 @@ class Spy(Watch):
             self._bad(new, f"is restart {tries} of at most {policy.max_attempts}")
 
     def _bad(self, task: Task, what: str) -> None:
-        self.violate(f"task {task.id} of slot {task.slot} {what}")
+        self.violate(f"task {task.id} of slot {slot_of(task)} {what}")
 
     def close(self) -> None:
         """Nothing waits."""
@@ -179,7 +201,7 @@ def unsettled(view: View, ended: Mapping[Any, int]) -> list[str]:
             found.append(f"task {task.id} of a removed service is left")
         elif task.desired_state is _S.REMOVE:
             found.append(f"task {task.id} is still to be removed")
-        elif task.desired_state > _S.RUNNING and task.node_id and not task.status.state.is_terminal:
+        elif task.desired_state > _S.RUNNING and is_given(task):
             found.append(f"task {task.id} has not stopped")
     found += _history(view, limit)
     found += _spec_rows(view)
@@ -188,10 +210,10 @@ def unsettled(view: View, ended: Mapping[Any, int]) -> list[str]:
 
 def _history(view: View, limit: int) -> list[str]:
     found = []
-    slots: dict[tuple[str, int], list[Task]] = {}
+    slots: dict[tuple[str, int | str], list[Task]] = {}
     for task in view.tasks:
-        slots.setdefault((task.service_id, task.slot), []).append(task)
-    for (service_id, slot), tasks in sorted(slots.items()):
+        slots.setdefault((task.service_id, slot_of(task)), []).append(task)
+    for (service_id, slot), tasks in slots.items():
         service = view.services.get(service_id)
         if service is None:
             continue  # Its tasks are found elsewhere.
@@ -218,26 +240,57 @@ def _spec_rows(view: View) -> list[str]:
 
 
 def _unsettled_service(view: View, service: Service, ended: Mapping[Any, int]) -> list[str]:
-    assert isinstance(service.spec.mode, ReplicatedMode)
     found: list[str] = []
     name = service.spec.name
     state = "" if service.update_status is None else service.update_status.state
     if any(_may_wait(view, task) for task in view.tasks.find("service_id", service.id)):
         return []  # An update cannot end either.
-    slots: dict[int, list[Task]] = {}
-    for task in sorted(view.tasks.find("service_id", service.id), key=lambda t: t.created_at):
+    slots: dict[Any, list[Task]] = {}
+    for task in sorted(view.tasks.find("service_id", service.id), key=_age):
         if task.desired_state is not _S.REMOVE:
-            slots.setdefault(task.slot, []).append(task)
+            slots.setdefault(slot_of(task), []).append(task)
+    if not isinstance(service.spec.mode, ReplicatedMode):
+        found += _misplaced(view, service, slots)
     given_up = {n for n, tasks in slots.items() if _is_given_up(view, service, tasks, ended)}
     if state in {"updating", "rollback_started"} and not given_up:
         found.append(f"service {name} is {state}")
-    if len(slots) != service.spec.mode.replicas:
-        found.append(f"service {name} has {len(slots)} slots, not {service.spec.mode.replicas}")
+    mode = service.spec.mode
+    if isinstance(mode, ReplicatedMode) and len(slots) != mode.replicas:
+        found.append(f"service {name} has {len(slots)} slots, not {mode.replicas}")
     for slot, tasks in sorted(slots.items()):
         is_excused = "paused" in state or slot in given_up
         what = _unsettled_slot(view, service, tasks, ended, is_excused=is_excused)
         found += [f"slot {name}.{slot} {what}"] if what else []
     return found
+
+
+def _age(task: Task) -> tuple[bool, float]:
+    return (task.desired_state <= _S.RUNNING, task.created_at)
+
+
+def _misplaced(view: View, service: Service, slots: dict[Any, list[Task]]) -> list[str]:
+    """Compare the nodes that have a task of a global service with those that should.
+
+    Slots of nodes that should have none are left out from then on.
+    """
+    found = []
+    eligible = {node.id for node in view.nodes if _takes(service.spec, node)}
+    for node_id, tasks in list(slots.items()):
+        if node_id not in eligible:
+            del slots[node_id]
+            if any(task.desired_state <= _S.RUNNING for task in tasks):
+                found.append(f"service {service.spec.name} has a task on node {node_id}")
+    return found + [
+        f"service {service.spec.name} has no task on node {node_id}"
+        for node_id in sorted(eligible - slots.keys())
+    ]
+
+
+def _takes(spec: ServiceSpec, node: Node) -> bool:
+    """Tell whether a task may be given to a node, if there is room."""
+    is_up = node.status.state is NodeState.READY
+    is_active = node.spec.availability is NodeAvailability.ACTIVE
+    return is_up and is_active and meets_constraints(spec.task, node)
 
 
 def _unsettled_slot(
@@ -283,8 +336,62 @@ def _row(view: View, task: Task) -> ServiceSpecVersion:
 
 
 def _is_present(view: View, service: Service, task: Task) -> bool:
-    spec = _row(view, task).spec
-    return spec.task == service.spec.task and spec.endpoint == service.spec.endpoint
+    """Tell whether a task is as the present spec wants it.
+
+    Its constraints may be older ones if its node meets the present ones.
+    """
+    spec, wanted = _row(view, task).spec, service.spec
+    placement = msgspec.structs.replace(
+        spec.task.placement, constraints=wanted.task.placement.constraints
+    )
+    template = msgspec.structs.replace(spec.task, placement=placement)
+    node = view.nodes.get(task.node_id)
+    return (
+        template == wanted.task
+        and spec.endpoint == wanted.endpoint
+        and node is not None
+        and meets_constraints(wanted.task, node)
+    )
+
+
+def unplaced(view: View, now: float) -> list[str]:
+    """Tell which tasks are wanted where they may not be, or wait for what will not come."""
+    found = []
+    for task in view.tasks:
+        service = view.services.get(task.service_id)
+        if task.desired_state > _S.RUNNING:
+            continue
+        if service is None:
+            found.append(f"task {task.id} of a removed service is wanted")
+            continue
+        if task.node_id and not _may_stay(view, service, task):
+            found.append(f"task {task.id} is wanted on node {task.node_id}")
+        before = [
+            other
+            for other in view.tasks.find("slot", (task.service_id, task.slot))
+            if slot_of(other) == slot_of(task) and other.id != task.id
+        ]
+        may_go = task.not_before <= now and not any(_is_awaited(view, t) for t in before)
+        if task.desired_state is _S.READY and may_go:
+            found.append(f"task {task.id} is held though nothing is in its way")
+    return found
+
+
+def _may_stay(view: View, service: Service, task: Task) -> bool:
+    node = view.nodes.get(task.node_id)
+    if node is None or node.status.state is NodeState.DOWN:
+        return False
+    availability = node.spec.availability
+    if availability is not NodeAvailability.ACTIVE:
+        return availability is NodeAvailability.PAUSE
+    # Those of an older spec are the updater's.
+    is_older = task.spec_version != service.spec_version
+    return is_older or meets_constraints(service.spec.task, node)
+
+
+def _is_awaited(view: View, task: Task) -> bool:
+    node = view.nodes.get(task.node_id)
+    return is_given(task) and node is not None and node.status.state is not NodeState.DOWN
 
 
 def overbooked(view: View) -> list[str]:
@@ -294,7 +401,7 @@ def overbooked(view: View) -> list[str]:
         taken = sum(
             _row(view, task).spec.task.resources.reservations.nano_cpus
             for task in view.tasks.find("node_id", node.id)
-            if not task.status.state.is_terminal
+            if is_given(task)
         )
         if taken > node.description.resources.nano_cpus:
             found.append(f"node {node.id} has {taken} billionths of a core reserved")
@@ -308,27 +415,42 @@ def _may_rest(view: View, newest: Task, ended: Mapping[Any, int]) -> bool:
         return True
     if policy.condition is RestartCondition.ON_FAILURE and newest.status.state is _S.COMPLETE:
         return True
-    tries = ended[newest.service_id, newest.slot, newest.spec_version]
+    tries = ended[newest.service_id, slot_of(newest), newest.spec_version]
     return bool(policy.max_attempts) and tries > policy.max_attempts
 
 
 def _may_wait(view: View, task: Task) -> bool:
-    """Tell whether a PENDING task waits for a reason: what it reserves is not free."""
+    """Tell whether a PENDING task waits for a reason: no node may take it and has the room."""
     if task.status.state is not _S.PENDING:
         return False
-    wanted = _row(view, task).spec.task.resources.reservations.nano_cpus
-    taken = sum(
-        _row(view, t).spec.task.resources.reservations.nano_cpus
-        for t in view.tasks
-        if t.node_id and not t.status.state.is_terminal
+    spec = _row(view, task).spec
+    return not any(
+        _takes(spec, node) and _has_room(view, spec, node)
+        for node in view.nodes
+        if task.node_id in {"", node.id}
     )
-    total = sum(node.description.resources.nano_cpus for node in view.nodes)
-    return taken + wanted > total
 
 
-def leftovers(view: View, machine: Any) -> list[str]:
-    """Tell what is on the machine and should not be, or the other way round."""
-    tasks = {container_id_of(t.id): t for t in view.tasks}
+def _has_room(view: View, spec: ServiceSpec, node: Node) -> bool:
+    taken = sum(
+        _row(view, task).spec.task.resources.reservations.nano_cpus
+        for task in view.tasks.find("node_id", node.id)
+        if is_given(task)
+    )
+    wanted = spec.task.resources.reservations.nano_cpus
+    return not wanted or taken + wanted <= node.description.resources.nano_cpus
+
+
+def leftovers(view: View, machine: Any, node_id: NodeID | None = None) -> list[str]:
+    """Tell what is on the machine and should not be, or the other way round.
+
+    The machine is that of a node; with none given it has all tasks.
+    """
+    tasks = {
+        container_id_of(task.id): task
+        for task in view.tasks
+        if node_id is None or (task.node_id == node_id and task.status.state >= _S.ASSIGNED)
+    }
     running = {i for i, t in tasks.items() if t.status.state is _S.RUNNING}
     # An ended container keeps an address that could not be freed until it is removed itself.
     kept = machine.network.kept & (tasks.keys() - running)

@@ -17,12 +17,16 @@ from unittest import mock
 
 import structlog
 
+from manager.ca.credentials import NodeCredentials
+from manager.ca.issue import issue_certificate, new_key_and_csr
+from manager.ca.root import RootCA, create_root
 from manager.controlapi import Control
-from manager.daemon import membership as membership_module
+from manager.daemon import manager as manager_module
 from manager.daemon.config import DaemonConfig
 from manager.daemon.identity import Identity, write_identity
 from manager.daemon.machine import Machine as MachineFacts
 from manager.daemon.machine import RuntimeFacts
+from manager.daemon.membership import TLS_KEY
 from manager.daemon.node import SwarmNode
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Store, View
@@ -42,8 +46,10 @@ from proto.objects import (
     TaskStatus,
 )
 from raft import lane as lanes
-from raft.keys import KeyRing
+from raft.kek import KEY_BYTES
+from raft.keys import Kek, KeyRing
 from raft.node import RaftNode
+from raft.transport.identity import MANAGER_ROLE
 
 from . import checks
 from .disk import Disk
@@ -119,9 +125,17 @@ class Host(Trace):
             directory, keys, node_id=NODE, address=ADDRESS, clock=self.clock, rng=rng, files=files
         )
         store = Store.open(log, self.clock)
+        root = create_root(self.clock.wall())
+        cluster = Cluster(
+            id=ClusterID("thecluster"),
+            spec=ClusterSpec(),
+            root_ca_certificate_pem=root.certificate_pem,
+            root_ca_key_pem=root.key_pem,
+        )
+        self._certify(keys, rng, root)
 
         def write(tx: Any) -> None:
-            tx.create(Cluster(id=ClusterID("thecluster"), spec=ClusterSpec()))
+            tx.create(cluster)
             spec, status = NodeSpec(role=NodeRole.MANAGER), NodeStatus(addr="10.0.0.1")
             tx.create(Node(id=NODE, spec=spec, status=status, role=NodeRole.MANAGER))
 
@@ -138,6 +152,29 @@ class Host(Trace):
             listen_addr="0.0.0.0:2377",
         )
         write_identity(self.config.identity_file, identity)
+
+    def _certify(self, keys: KeyRing, rng: random.Random, root: RootCA) -> None:
+        """Give the node its certificate, sealed as a manager's is."""
+        secret = rng.randbytes(KEY_BYTES)
+        keys.seal(TLS_KEY, secret)
+        key_pem, csr_pem = new_key_and_csr()
+        NodeCredentials.save_new(
+            self.config.certificates_dir,
+            certificate_pem=issue_certificate(
+                root.certificate_pem,
+                root.key_pem,
+                csr_pem,
+                node_id=NODE,
+                role=MANAGER_ROLE,
+                cluster_id=ClusterID("thecluster"),
+                expiry_seconds=90 * 86_400.0,
+                now=self.clock.wall(),
+            ),
+            key_pem=key_pem,
+            roots_pem=root.certificate_pem.encode(),
+            kek=Kek(secret),
+            files=self.disk.files,
+        )
 
     async def start(self) -> None:
         """Start the daemon, and compare what it restored."""
@@ -221,7 +258,7 @@ class Host(Trace):
                 call.set_exception(KilledError())
 
     def _database(self) -> Any:
-        agent = None if self.node is None else self.node._agent
+        agent = None if self.node is None else self.node.agent
         return None if agent is None else agent._db
 
     async def stop(self) -> None:
@@ -305,8 +342,8 @@ class Host(Trace):
     def _check_adopted(self) -> None:
         """See that the worker knows every process though it has no manager."""
         assert self.node is not None
-        assert self.node._agent is not None
-        known = {container_id_of(task_id) for task_id in self.node._agent._table.machines}
+        assert self.node.agent is not None
+        known = {container_id_of(task_id) for task_id in self.node.agent._table.machines}
         for container_id in sorted(self.machine.runtime.running().keys() - known):
             self.violate(f"the worker does not know container {container_id[:12]}")
 
@@ -326,8 +363,8 @@ class Host(Trace):
         """Raise what was found, and look at what can be looked at now."""
         if self.store is not None:
             self.store.check()
-            if self.node is not None and self.node._agent is not None:
-                self.node._agent._table.check()
+            if self.node is not None and self.node.agent is not None:
+                self.node.agent._table.check()
             for what in checks.overbooked(self.store.view()):
                 self.violate(what)
             if self._is_attentive():
@@ -363,11 +400,11 @@ def installed(host: Host) -> Iterator[None]:
         host.orchestrators.append(made)
         return made
 
-    take_up, fall_back, drop_line = SwarmNode._take_up, Store._fall_back, Store._drop_line
+    begin, fall_back, drop_line = SwarmNode._begin_manager, Store._fall_back, Store._drop_line
 
-    def taken_up(node: SwarmNode, membership: Any) -> None:
-        take_up(node, membership)
+    async def begun(node: SwarmNode, identity: Any, membership: Any, credentials: Any) -> None:
         host.look(membership.store)
+        await begin(node, identity, membership, credentials)
 
     def fallen_back(store: Store, first: Any, error: BaseException) -> None:
         if not host.loop.is_dead():
@@ -381,11 +418,11 @@ def installed(host: Host) -> Iterator[None]:
 
     try:
         with (
-            mock.patch.object(SwarmNode, "_take_up", taken_up),
+            mock.patch.object(SwarmNode, "_begin_manager", begun),
             mock.patch.object(Store, "_fall_back", fallen_back),
             mock.patch.object(Store, "_drop_line", line_dropped),
             mock.patch.object(lanes, "Lane", host.disk.lane),
-            mock.patch.object(membership_module, "Orchestrator", orchestrator),
+            mock.patch.object(manager_module, "Orchestrator", orchestrator),
         ):
             yield
     finally:

@@ -8,7 +8,6 @@ idleness  an hour in which nothing may be written and hardly anything may happen
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -376,11 +375,7 @@ def simulate(
         try:
             loop.run_until_complete(main())
         except Exception as error:
-            trace = "\n".join(simulation.lines(TRACE_LINES))
-            what = str(error)
-            if not isinstance(error, SimulationError):
-                what = "".join(traceback.format_exception(error))
-            message = f"seed {seed}: {what}\n{trace}"
+            message = simulation.story_of(seed, error, TRACE_LINES)
             raise SimulationError(message) from error
         finally:
             loop.close()

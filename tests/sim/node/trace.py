@@ -70,6 +70,13 @@ class Trace:
         self.note("VIOLATION", what=what)
         self.violations.append(what)
 
+    def story_of(self, seed: int, error: BaseException, count: int) -> str:
+        """Tell what went wrong, with the last lines of the trace."""
+        what = str(error)
+        if not isinstance(error, SimulationError):
+            what = "".join(traceback.format_exception(error))
+        return "\n".join((f"seed {seed}: {what}", *self.lines(count)))
+
     def raise_violations(self) -> None:
         """End the run if something was found."""
         if self.violations:

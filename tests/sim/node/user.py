@@ -70,17 +70,17 @@ class User:
             case "scale":
                 mode = ReplicatedMode(replicas=rng.randint(0, REPLICAS_MAX))
                 text = f"scale {name} to {mode.replicas}"
-                return text, lambda control: _changed(control, name, lambda s: _with(s, mode=mode))
+                return text, lambda control: changed(control, name, lambda s: _with(s, mode=mode))
             case "image" | "bad image":
                 bad = (BAD_IMAGE, CRASHING_IMAGE, ENDING_IMAGE)
                 image = rng.choice((*GOOD_IMAGES, FAR_IMAGE) if kind == "image" else bad)
                 text = f"update {name} to {image}"
-                return text, lambda control: _changed(control, name, lambda s: with_image(s, image))
+                return text, lambda control: changed(control, name, lambda s: with_image(s, image))
             case "other":
                 spec = self._spec(name)
                 parts = rng.sample(("env", "restart", "update", "endpoint", "resources"), 2)
                 text = f"update {name}: {' and '.join(sorted(parts))}"
-                return text, lambda control: _changed(
+                return text, lambda control: changed(
                     control, name, lambda s: _merged(s, spec, parts)
                 )
             case "rollback":
@@ -186,9 +186,10 @@ async def _created(control: Control, spec: ServiceSpec) -> ServiceID:
     return await control.create_service(spec)
 
 
-async def _changed(
+async def changed(
     control: Control, name: str, change: Callable[[ServiceSpec], ServiceSpec]
 ) -> None:
+    """Change a service's spec; see that what was acknowledged is there."""
     service = control.service(name)
     spec = change(service.spec)
     await control.update_service(name, service.version, spec)
