@@ -238,19 +238,23 @@ class Control:
             NameConflictError: the name is taken.
             InUseError: a published port is.
             NotImplementedYetError: it asks for what this version cannot do.
+            UnavailableError: an earlier attempt with this ID may still succeed or fail.
         """
         check_service_spec(spec)
         refuse_unsupported(spec)
         new = ServiceID(service_id or new_id(self._rng))
 
-        def change(tx: Transaction) -> None:
+        def change(tx: Transaction) -> bool:
             if service_id and new in tx.services:
-                return  # an earlier attempt had made it
+                return False  # an earlier attempt has made it
             service = plans.created(tx, new, spec, version=tx.version)
             tx.create(service)
             tx.create(plans.spec_version_of(service))
+            return True
 
-        await self._store.update(change)
+        if not await self._store.update(change) and new not in self._store.view().services:
+            # The earlier attempt is on its way, and may fail.
+            raise UnavailableError(f"service {new} is not committed yet")
         return new
 
     async def update_service(

@@ -42,6 +42,8 @@ PURE = (
     "manager/ca/issue.py",
     "manager/ca/rootchange.py",
     "manager/ca/tokens.py",
+    "manager/httpapi/attempts.py",
+    "manager/httpapi/repeats.py",
     "manager/daemon/addresses.py",
     "manager/dispatcher/assignments.py",
     "manager/dispatcher/liveness.py",

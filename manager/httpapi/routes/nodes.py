@@ -6,6 +6,7 @@ from aiohttp import web
 
 from manager.httpapi.convert.node import node_spec_of, node_to_json
 from manager.httpapi.filters import NODE_FILTERS, parse_filters, select_nodes
+from manager.httpapi.repeats import is_gone, settle_removal, settle_update
 from manager.httpapi.requests import (
     attempt_of,
     backend_of,
@@ -48,23 +49,29 @@ async def update(request: web.Request) -> web.StreamResponse:
     reference = node_ref(request, request.match_info["id"])
     try:
         await control.update_node(reference, version, spec)
-    except SequenceConflictError:
-        # Where an earlier attempt may have succeeded, what is there now tells whether it did.
-        if not (attempt_of(request).is_repeat and control.node(reference).spec == spec):
+    except SequenceConflictError as error:
+        if not attempt_of(request).is_repeat:
             raise
+        found = control.node(reference)
+        settle_update(
+            error,
+            given=version,
+            committed=found.version,
+            is_wanted=found.spec == spec,
+        )
     return web.Response()
 
 
 async def remove(request: web.Request) -> web.StreamResponse:
     """Remove a node."""
     control = backend_of(request).control()
+    reference = node_ref(request, request.match_info["id"])
     try:
-        await control.remove_node(
-            node_ref(request, request.match_info["id"]), force=flag(request, "force")
-        )
+        await control.remove_node(reference, force=flag(request, "force"))
     except NotFoundError:
         if not attempt_of(request).is_repeat:
             raise
+        settle_removal(is_committed=is_gone(control.node, reference))
     return web.Response()
 
 

@@ -12,6 +12,7 @@ from manager.httpapi.convert.common import Json
 from manager.httpapi.convert.service import ServiceStatus, service_spec_of, service_to_json
 from manager.httpapi.filters import SERVICE_FILTERS, parse_filters, select_services
 from manager.httpapi.names import new_name
+from manager.httpapi.repeats import is_gone, settle_removal, settle_update
 from manager.httpapi.requests import (
     RNG,
     attempt_of,
@@ -110,10 +111,16 @@ async def update(request: web.Request) -> web.StreamResponse:
     warnings = _warnings(request)
     try:
         await control.update_service(reference, version, spec)
-    except SequenceConflictError:
-        # Where an earlier attempt may have succeeded, what is there now tells whether it did.
-        if not (attempt_of(request).is_repeat and control.service(reference).spec == spec):
+    except SequenceConflictError as error:
+        if not attempt_of(request).is_repeat:
             raise
+        found = control.service(reference)
+        settle_update(
+            error,
+            given=version,
+            committed=found.version,
+            is_wanted=found.spec == spec,
+        )
     return json_response({"Warnings": warnings or None})
 
 
@@ -123,11 +130,14 @@ def _warnings(request: web.Request) -> list[str]:
 
 async def remove(request: web.Request) -> web.StreamResponse:
     """Remove a service."""
+    control = backend_of(request).control()
+    reference = request.match_info["id"]
     try:
-        await backend_of(request).control().remove_service(request.match_info["id"])
+        await control.remove_service(reference)
     except NotFoundError:
         if not attempt_of(request).is_repeat:
             raise
+        settle_removal(is_committed=is_gone(control.service, reference))
     return web.Response()
 
 

@@ -19,6 +19,7 @@ from manager.httpapi.convert.swarm import (
     swarm_to_json,
 )
 from manager.httpapi.convert.wire import WireCluster, WireInit, WireJoin, WireUnlock, decoded
+from manager.httpapi.repeats import settle_update
 from manager.httpapi.requests import (
     attempt_of,
     backend_of,
@@ -104,12 +105,17 @@ async def update(request: web.Request) -> web.StreamResponse:
             rotate_unlock_key=flag(request, "rotateManagerUnlockKey"),
             new_root=new_root,
         )
-    except SequenceConflictError:
-        # Where an earlier attempt may have succeeded, what is there now tells whether it did; not
-        # of a new root, which the spec does not have.
-        is_done = new_root == NewRoot() and control.cluster().spec == spec
-        if not (attempt_of(request).is_repeat and is_done):
+    except SequenceConflictError as error:
+        if not attempt_of(request).is_repeat:
             raise
+        found = control.cluster()
+        settle_update(
+            error,
+            given=version,
+            committed=found.version,
+            # A new root is not in the spec, so whether it was begun cannot be seen there.
+            is_wanted=new_root == NewRoot() and found.spec == spec,
+        )
     return web.Response()
 
 

@@ -53,7 +53,7 @@ from raft.transport.identity import MANAGER_ROLE, Credentials
 
 CLUSTER_ID = ClusterID("cluster1")
 DAY = 86_400.0
-PAUSE_SECONDS_MAX = 1.0
+PAUSE_SECONDS_MAX = 3.0
 
 
 class MemoryLog:

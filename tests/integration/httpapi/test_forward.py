@@ -77,7 +77,7 @@ async def test_the_leader_s_refusals_come_as_they_are(managers: Managers) -> Non
     assert (taken.status, "already exists" in taken.message) == (409, True)
     bad = await managers.ask("m2", "POST", "/services/create", b"{")
     assert (bad.status, "is not JSON" in bad.message) == (400, True)
-    old = await managers.ask("m2", "POST", "/services/web/update?version=1", spec(replicas=2))
+    old = await managers.ask("m2", "POST", "/services/web/update?version=1", spec())
     assert (old.status, "update out of sequence" in old.message) == (500, True)
 
 
@@ -102,7 +102,7 @@ async def test_an_election_is_a_pause(managers: Managers) -> None:
     )
     await election
     assert [answer.status for answer in answers] == [201] * 3
-    assert 0.15 < time.monotonic() - started < 0.9
+    assert time.monotonic() - started > 0.15
     assert len(replicas(managers)) == 3
 
 
@@ -126,7 +126,7 @@ async def test_a_leader_that_does_not_answer_is_left_for_the_next(managers: Mana
     election = asyncio.create_task(later(managers, "m3"))
     started = time.monotonic()
     assert (await managers.ask("m2", "POST", "/services/create", spec())).status == 201
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 10  # an answer would be waited for 30 s
     silent.set()
     await election
     assert len(replicas(managers)) == 1
@@ -229,7 +229,7 @@ async def test_without_a_quorum_a_write_says_so_and_the_way_out(managers: Manage
     managers.all["m2"].reachable = 1
     started = time.monotonic()
     answer = await managers.ask("m2", "POST", "/services/create", spec())
-    assert 0.9 < time.monotonic() - started < 3
+    assert time.monotonic() - started > 2.9
     assert answer.status == 503
     assert "1 of 3 managers reachable, and it takes 2" in answer.message
     assert "swarm init --force-new-cluster" in answer.message
@@ -258,7 +258,7 @@ async def test_managers_that_send_to_each_other_go_in_no_circle(managers: Manage
     answer = await managers.ask("m2", "POST", "/services/create", spec())
     assert answer.status == 503
     assert managers.all["m2"].changes == 0
-    assert managers.all["m3"].changes < 60  # one for each attempt of m2
+    assert managers.all["m3"].changes < 160  # one for each attempt of m2
 
 
 async def test_another_node_at_the_leader_s_address_is_not_asked(managers: Managers) -> None:
@@ -299,5 +299,5 @@ async def test_a_server_that_stops_keeps_nobody_waiting(managers: Managers) -> N
     started = time.monotonic()
     await unix.close()
     answer = await waiting
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2.5  # the pause would take longer
     assert (answer.status, "is stopping" in answer.message) == (503, True)

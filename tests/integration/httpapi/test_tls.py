@@ -181,7 +181,7 @@ async def test_whoever_is_slow_is_hung_up_on(managers: Managers) -> None:
                 break
             await asyncio.sleep(0.01)
     assert await reader.read() == b""
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert await is_closed(silent)
     assert await is_closed(half)
     writer.transport.abort()
