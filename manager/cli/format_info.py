@@ -160,6 +160,7 @@ def _cluster(cluster: Mapping[str, Any]) -> list[str]:
     heartbeat = (spec.get("Dispatcher") or {}).get("HeartbeatPeriod", 0) / SECOND
     history = (spec.get("Orchestration") or {}).get("TaskHistoryRetentionLimit", 0)
     autolock = (spec.get("EncryptionConfig") or {}).get("AutoLockManagers", False)
+    authorities = ca.get("ExternalCAs") or []
     lines = []
     if cluster.get("DefaultAddrPool"):
         lines += [f"  Default Address Pool: {' '.join(cluster['DefaultAddrPool'])}"]
@@ -180,6 +181,8 @@ def _cluster(cluster: Mapping[str, Any]) -> list[str]:
         "  CA Configuration:",
         f"   Expiry Duration: {human_duration(expiry)}",
         f"   Force Rotate: {ca.get('ForceRotate', 0)}",
+        *(["   External CAs:"] if authorities else []),
+        *(f"     {one.get('Protocol', '')}: {one.get('URL', '')}" for one in authorities),
         f"  Autolock Managers: {str(autolock).lower()}",
         f"  Root Rotation In Progress: {str(cluster.get('RootRotationInProgress', False)).lower()}",
     ]

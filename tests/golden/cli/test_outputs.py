@@ -184,3 +184,16 @@ def test_the_watch_of_a_rotation_has_an_end(
     assert result.code == 0
     assert result.err == "some nodes have not said yet that they trust the new root alone\n"
     assert result.out.endswith("-----END CERTIFICATE-----\n")
+
+
+def test_info_names_the_authorities_outside(swarm: Callable[..., Any], engine: Any) -> None:
+    """As Docker's client does, below the count of forced rotations."""
+    settings = engine.info["Swarm"]["Cluster"]["Spec"]["CAConfig"]
+    settings.update(
+        ForceRotate=3, ExternalCAs=[{"Protocol": "cfssl", "URL": f"https://{x}"} for x in "xy"]
+    )
+    engine.info["Swarm"]["Cluster"]["RootRotationInProgress"] = True
+    assert (
+        "   Force Rotate: 3\n   External CAs:\n     cfssl: https://x\n     cfssl: https://y\n"
+        "  Autolock Managers: false\n  Root Rotation In Progress: true\n"
+    ) in swarm("info").out
