@@ -106,7 +106,12 @@ class Manager:
             must_renew=self._rotator.must_renew,
         )
         self.control = NodeControl(
-            membership, rng, clock, seal=self.seal, manager_statuses=self.manager_statuses
+            membership,
+            rng,
+            clock,
+            seal=self.seal,
+            manager_statuses=self.manager_statuses,
+            credentials=credentials.source,
         )
 
     # ------------------------------------------------------------------ life
@@ -172,7 +177,7 @@ class Manager:
             await self._supervisor.stop(*LEADER_LOOPS)
             if term:
                 self._lead()
-            else:
+            elif not self.is_alone:
                 self._follow()
 
     def _lead(self) -> None:

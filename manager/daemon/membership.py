@@ -56,7 +56,7 @@ from raft.files import Files
 from raft.kek import KEY_BYTES
 from raft.keys import Kek, KeyRing
 from raft.node import RaftNode, Settings
-from raft.transport.identity import MANAGER_ROLE, read_identity
+from raft.transport.identity import MANAGER_ROLE, CredentialsSource, read_identity
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -117,6 +117,7 @@ class NodeControl(Control):
         *,
         seal: Callable[[], Awaitable[None]],
         manager_statuses: Callable[[], Mapping[NodeID, ManagerStatus]],
+        credentials: CredentialsSource,
     ) -> None:
         """Serve the membership's store.
 
@@ -126,8 +127,9 @@ class NodeControl(Control):
             clock: for times.
             seal: brings this manager's keys in line with the cluster's unlock key.
             manager_statuses: what is observed of the managers now.
+            credentials: of this manager, for an authority outside the cluster.
         """
-        super().__init__(membership.store, clock, rng)
+        super().__init__(membership.store, clock, rng, credentials=credentials)
         self._manager_statuses = manager_statuses
         self._seal = seal
 

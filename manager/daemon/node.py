@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from manager.ca.credentials import NodeCredentials
+from manager.ca.external_rules import check_external_cas
 from manager.ca.issue import new_key_and_csr
 from manager.ca.renewal import Renewer
 from manager.daemon.addresses import (
@@ -179,7 +180,7 @@ class SwarmNode:
         self._settings = Settings(tick_seconds=config.raft_tick_seconds)
         self._changing = asyncio.Lock()
         self._supervisor = Supervisor()
-        self._switch = DispatcherSwitch(self._on_session)
+        self._dispatcher = DispatcherSwitch(self._on_session)
         self._resources = Resources(config, images)
         self._identity: Identity | None = None
         self._credentials: NodeCredentials | None = None
@@ -234,7 +235,7 @@ class SwarmNode:
             runtime=self._runtime,
             images=self._images,
             network=self._network,
-            dispatcher=self._switch,
+            dispatcher=self._dispatcher,
             clock=self._clock,
             rng=self._rng,
             removed=self._resources.release_images,
@@ -269,7 +270,7 @@ class SwarmNode:
         )
         if identity.role == "worker":
             credentials = await asyncio.to_thread(
-                NodeCredentials.open, self._config.certificates_dir, None
+                NodeCredentials.open, self._config.certificates_dir, None, files=self._files
             )
             self._use(identity, credentials)
             self._ensure_client()
@@ -307,7 +308,9 @@ class SwarmNode:
         keys = membership.tls_keys()
         if not keys:
             raise CorruptError(str(self._config.raft_dir), 0, "the TLS key's key is missing")
-        return NodeCredentials.open(self._config.certificates_dir, keys[0], other_kek=keys[-1])
+        return NodeCredentials.open(
+            self._config.certificates_dir, keys[0], other_kek=keys[-1], files=self._files
+        )
 
     def _use(self, identity: Identity, credentials: NodeCredentials) -> None:
         """Show this certificate from now on, and keep it from ending."""
@@ -385,11 +388,11 @@ class SwarmNode:
             describe=lambda: describe(self._machine),
             address=split_port(self._identity.advertise_addr, "address")[0],
         )
-        self._switch.use(self._client)
+        self._dispatcher.use(self._client)
 
     async def _stop_client(self) -> None:
         client, self._client = self._client, None
-        self._switch.use(None)
+        self._dispatcher.use(None)
         if client is not None:
             await client.close()
 
@@ -530,7 +533,7 @@ class SwarmNode:
             membership,
             credentials,
             identity,
-            switch=self._switch,
+            switch=self._dispatcher,
             hurry_renewal=self._hurry_renewal,
             follow=self._ensure_client,
             clock=self._clock,
@@ -597,6 +600,7 @@ class SwarmNode:
                     "there is no cluster on this node to make a new one from; "
                     "leave out --force-new-cluster"
                 )
+            check_external_cas(request.spec)
             listen_addr = resolve_listen(request.listen_addr)
             advertise_addr = resolve_advertise(
                 request.advertise_addr, listen_addr, machine_addresses()
@@ -627,6 +631,7 @@ class SwarmNode:
                     key_pem=founding.key_pem,
                     roots_pem=founding.roots_pem,
                     kek=membership.tls_keys()[0],
+                    files=self._files,
                 )
                 await self._begin_manager(identity, membership, credentials)
                 write_identity(self._config.identity_file, identity)
@@ -729,6 +734,7 @@ class SwarmNode:
             key_pem=key_pem,
             roots_pem=joined.roots_pem,
             kek=None,
+            files=self._files,
         )
         self._use(identity, credentials)
         self._remotes.add(ManagerPeer(peer.node_id, peer.addr) for peer in joined.managers)
@@ -859,7 +865,7 @@ class SwarmNode:
     def _clear_all(self) -> None:
         """Drop all that a membership leaves, the manager's state and the certificate."""
         self._clear_state()
-        NodeCredentials.remove(self._config.certificates_dir)
+        NodeCredentials.remove(self._config.certificates_dir, files=self._files)
         self._config.managers_file.unlink(missing_ok=True)
 
     # ----------------------------------------------------------------- unlock
@@ -903,6 +909,11 @@ class SwarmNode:
         await asyncio.gather(*jobs, return_exceptions=True)
 
     # ---------------------------------------------------------------- queries
+
+    @property
+    def agent(self) -> Agent | None:
+        """Who runs this node's containers, while it is in a swarm."""
+        return self._resources.agent
 
     @property
     def images(self) -> ImageStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -32,8 +31,8 @@ class Supervisor:
             task = self._tasks.pop(name, None)
             if task is not None:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                # Not `await task`: a caller that is cancelled itself must not miss that.
+                await asyncio.wait([task])
 
 
 async def _supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:

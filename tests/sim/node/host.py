@@ -369,7 +369,7 @@ class Host(Trace):
                 self.violate(what)
             if self._is_attentive():
                 self.machine.network.check("meanwhile")
-            for orchestrator in self.orchestrators:
+            for orchestrator in self.orchestrators[-1:]:  # one for each leadership
                 self._check_usage(orchestrator)
         self.raise_violations()
 
