@@ -13,10 +13,12 @@ from aiohttp.typedefs import Handler
 
 from manager.httpapi.contexts import peer_identity
 from manager.httpapi.requests import CALLER, CLOCK, backend_of
-from proto.errors import DeniedError, NotFoundError
+from proto.errors import DeniedError, InvalidError, NotFoundError
 from proto.objects import Cluster, Node, NodeRole
 from raft.transport.identity import Identity, check_manager
 
+# A request for a certificate takes 1 KiB.
+JOIN_BYTES_MAX = 64 * 1024
 JOIN_PATHS = frozenset({"/join/v1/root", "/join/v1/certificate"})
 
 _ONLY_MANAGERS = (
@@ -52,7 +54,21 @@ async def only_managers(request: web.Request, handler: Handler) -> web.StreamRes
     resource = request.match_info.route.resource
     if resource is None or resource.canonical not in JOIN_PATHS:
         request[CALLER] = _checked_caller(request)
+    else:
+        await _read_small_body(request)
     return await handler(request)
+
+
+async def _read_small_body(request: web.Request) -> None:
+    """Read a stranger's body while the time for the request's head still runs."""
+    if not request.body_exists:
+        return
+    size = request.content_length
+    if size is None or size > JOIN_BYTES_MAX:
+        raise InvalidError(
+            f"the request body is larger than {JOIN_BYTES_MAX} bytes, or does not say its size"
+        )
+    await request.read()  # kept: whoever reads it again gets the same
 
 
 def _checked_caller(request: web.Request) -> Identity:

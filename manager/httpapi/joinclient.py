@@ -10,8 +10,12 @@ Every failure is a sentence, and nothing was written by then.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 import ssl
 from http import HTTPStatus
+from ipaddress import ip_address
 
 import aiohttp
 import msgspec
@@ -87,12 +91,40 @@ async def fetch_certificate(
             f"{remote_addr} could not prove that it is a manager of the token's swarm: {error}"
         ) from error
     except aiohttp.ClientConnectorError as error:
-        raise UnavailableError(
-            f"{remote_addr} cannot be reached ({error.os_error.strerror or error.os_error}): "
-            "give the address of a manager; a worker takes no nodes in"
-        ) from error
+        raise UnavailableError(_not_reached(remote_addr, error)) from error
     except (aiohttp.ClientError, OSError) as error:
         raise UnavailableError(f"{remote_addr} broke the connection: {error}") from error
+
+
+def _not_reached(remote_addr: str, error: aiohttp.ClientConnectorError) -> str:
+    """Say why nobody was reached, and what to give instead."""
+    number = error.os_error.errno
+    # A failed look-up of a name has numbers of its own, and a sentence.
+    reason = os.strerror(number) if number and number > 0 else str(error.os_error.strerror)
+    host = remote_addr.rpartition(":")[0].strip("[]")
+    if number == errno.ECONNREFUSED and _is_own(host):
+        return (
+            f"{remote_addr} is this node itself, which is no manager of a swarm: give the "
+            "address of one; to begin a swarm here, use: swarm init"
+        )
+    return (
+        f"{remote_addr} cannot be reached ({reason}): give the address of a manager; "
+        "a worker takes no nodes in"
+    )
+
+
+def _is_own(host: str) -> bool:
+    """Tell whether an address is one of this machine: only such a one can be bound to."""
+    try:
+        family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET  # noqa: PLR2004 -- IP's
+    except ValueError:
+        return False  # a name
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 async def _fetch_root(remote_addr: str, token: JoinToken, now: float) -> str:

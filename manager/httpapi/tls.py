@@ -286,7 +286,7 @@ async def serve_tls(
         listen_addr: host:port with a numeric host.
         credentials: asked now and at each `reload`; must be quick.
         connections_max: beyond these the stranger that has waited longest is closed.
-        head_seconds_max: how long a stranger may take for a handshake, and for a request's head.
+        head_seconds_max: how long a stranger may take for a handshake, and for a request.
 
     Raises:
         InvalidError: the address is none.
@@ -298,8 +298,9 @@ async def serve_tls(
         head_seconds_max,
         lambda request: MANAGER_IDLE_SECONDS_MAX if CALLER in request else head_seconds_max,
     )
-    app.middlewares.insert(app.middlewares.index(errors_as_json) + 1, only_managers)
-    app.middlewares.insert(0, guard.middleware())
+    # The guard waits on while a stranger sends its body, and while it is refused.
+    inside = app.middlewares.index(errors_as_json) + 1
+    app.middlewares[inside:inside] = [only_managers, guard.middleware()]
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -191,6 +191,21 @@ async def test_whoever_is_slow_is_hung_up_on(managers: Managers) -> None:
     await listener.close()
 
 
+async def test_a_slow_body_is_hung_up_on(managers: Managers) -> None:
+    """A stranger's request has to be there in the same time as its head."""
+    listener = await serve(managers, head_seconds_max=0.3)
+    host, _, port = listener.address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    writer.write(b"POST /join/v1/certificate HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{")
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.transport.abort()
+    await listener.close()
+
+
 async def test_thousands_that_only_hold_connections_keep_nobody_out(managers: Managers) -> None:
     """With more strangers than there is room, managers are served, and the socket too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
