@@ -32,7 +32,7 @@ class Console:
     def __init__(self, host: str = "") -> None:
         """Choose the daemon: the flag, else the environment, else this machine's."""
         chosen = host or os.environ.get("SWARM_HOST") or os.environ.get("DOCKER_HOST")
-        self.engine = Engine(chosen or DEFAULT_HOST)
+        self.engine = Engine(chosen or DEFAULT_HOST, self.warn)
 
     @property
     def now(self) -> float:

@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, TypeAlias
 
 from typing_extensions import override
@@ -23,6 +23,12 @@ API_VERSION = "1.50"
 CHUNK_BYTES = 1 << 16
 CONNECT_SECONDS_MAX = 20.0
 ERROR_BYTES_MAX = 1 << 20
+# Source: RFC 7234, 5.5.1.
+STALE_CODE = "110 "
+STALE_WARNING = (
+    "warning: no quorum of managers answers this one: what follows may be stale, "
+    "and changes have to wait"
+)
 
 Query: TypeAlias = Mapping[str, str | None]
 
@@ -49,9 +55,15 @@ class UnixConnection(http.client.HTTPConnection):
 class Engine:
     """The Engine API of one daemon."""
 
-    def __init__(self, host: str) -> None:
-        """Keep the address; nothing is opened before the first request."""
+    def __init__(self, host: str, warn: Callable[[str], None] | None = None) -> None:
+        """Keep the address; nothing is opened before the first request.
+
+        Args:
+            host: where the daemon is.
+            warn: told once when what the daemon answers may be stale.
+        """
         self.host = host
+        self._warn = warn
         self._connection: http.client.HTTPConnection | None = None
         version = os.environ.get("SWARM_API_VERSION") or os.environ.get("DOCKER_API_VERSION")
         self._prefix = f"/v{(version or API_VERSION).removeprefix('v')}"
@@ -103,6 +115,7 @@ class Engine:
         try:
             response = self._send(method, path, query, data, sent)
             text = response.read()
+            self._note_staleness(response)
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
         return decoded(response.status, text)
@@ -144,12 +157,20 @@ class Engine:
             response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:
                 decoded(response.status, response.read(ERROR_BYTES_MAX))
+            self._note_staleness(response)
             while chunk := response.read1(CHUNK_BYTES):
                 yield chunk
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
         finally:
             connection.close()
+
+    def _note_staleness(self, response: http.client.HTTPResponse) -> None:
+        """Warn before the answer is shown; once, since a command may ask for several things."""
+        warn = self._warn
+        if warn is not None and response.getheader("Warning", "").startswith(STALE_CODE):
+            self._warn = None
+            warn(STALE_WARNING)
 
     def _send(
         self, method: str, path: str, query: Query, body: bytes | None, headers: dict[str, str]

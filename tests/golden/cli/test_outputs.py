@@ -197,3 +197,20 @@ def test_info_names_the_authorities_outside(swarm: Callable[..., Any], engine: A
         "   Force Rotate: 3\n   External CAs:\n     cfssl: https://x\n     cfssl: https://y\n"
         "  Autolock Managers: false\n  Root Rotation In Progress: true\n"
     ) in swarm("info").out
+
+
+def test_a_stale_answer_is_announced_once_on_standard_error(
+    swarm: Callable[..., Any], engine: Any
+) -> None:
+    """Scripts read the same table; a person sees that it may be old."""
+    fresh = swarm("service", "ls")
+    for path in ("GET /services", "GET /nodes"):
+        route = engine.routes[path]
+        engine.routes[path] = lambda request, route=route: route(request)._replace(
+            headers={"Warning": '110 swarm "Response is Stale"'}
+        )
+    stale = swarm("service", "ls")
+    assert (stale.out, stale.code) == (fresh.out, 0)
+    assert fresh.err == ""
+    assert stale.err.count("may be stale") == 1
+    assert swarm("service", "ps", "web2").err.count("may be stale") == 1
