@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raft.transport.identity import Credentials, CredentialsSource
+from raft.transport.identity import Credentials
 from raft.transport.limits import Limits
 
 # Before the library is loaded. It would print to stderr about every stranger that knocks, which
@@ -33,7 +33,7 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _common_options(limits: Limits) -> Options:
+def _common_options(limits: Limits, silence_seconds: float, answer_seconds: float) -> Options:
     return [
         ("grpc.max_receive_message_length", limits.received_bytes_max),
         ("grpc.max_send_message_length", limits.received_bytes_max),
@@ -41,8 +41,8 @@ def _common_options(limits: Limits) -> Options:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", limits.window_bytes),
         # A cut link sends no reset; this finds it. It also sets TCP_USER_TIMEOUT.
-        ("grpc.keepalive_time_ms", _milliseconds(limits.keepalive_seconds)),
-        ("grpc.keepalive_timeout_ms", _milliseconds(limits.keepalive_answer_seconds)),
+        ("grpc.keepalive_time_ms", _milliseconds(silence_seconds)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(answer_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
@@ -51,7 +51,7 @@ def _common_options(limits: Limits) -> Options:
 def client_options(limits: Limits, server_name: str) -> Options:
     """Return the options of a channel to the node with this full name."""
     return [
-        *_common_options(limits),
+        *_common_options(limits, limits.keepalive_seconds, limits.keepalive_answer_seconds),
         ("grpc.ssl_target_name_override", server_name),
         # Each lane a connection of its own; the default would share one among all channels.
         ("grpc.use_local_subchannel_pool", 1),
@@ -65,7 +65,9 @@ def client_options(limits: Limits, server_name: str) -> Options:
 def server_options(limits: Limits) -> Options:
     """Return the options of the node port's server."""
     return [
-        *_common_options(limits),
+        *_common_options(
+            limits, limits.server_keepalive_seconds, limits.server_keepalive_answer_seconds
+        ),
         # Two daemons on one port would otherwise both succeed and share the connections.
         ("grpc.so_reuseport", 0),
         # Members ping often, on purpose.
@@ -92,32 +94,12 @@ def secure_channel(
     )
 
 
-def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(
-        [(credentials.key_pem, credentials.certificate_pem)], credentials.roots_pem
-    )
-
-
-def server_credentials(source: CredentialsSource) -> grpc.ServerCredentials:
-    """Make credentials that ask the source at every handshake and demand a certificate.
-
-    So a renewed certificate, or a changed root, counts from the next handshake on.
-    """
-    last = source()
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal last
-        now = source()
-        if now == last:
-            return None
-        configuration = _configuration(now)
-        last = now
-        return configuration
-
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(last),
-        fetch,  # type: ignore[arg-type]  # None is "as before", says the library's documentation
-        require_client_authentication=True,
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """Make credentials for a server that demands a certificate."""
+    return grpc.ssl_server_credentials(
+        [(credentials.key_pem, credentials.certificate_pem)],
+        credentials.roots_pem,
+        require_client_auth=True,
     )
 
 

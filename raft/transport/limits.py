@@ -47,6 +47,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         retry_seconds_max: no retry waits longer than this.
         keepalive_seconds: a connection that is silent for so long is asked for a sign of life.
         keepalive_answer_seconds: which must come within this, or the connection is dead.
+        server_keepalive_seconds: the same as a server, which has nothing to say to a thousand
+            workers and need not be quick: who dials looks after the connection.
+        server_keepalive_answer_seconds: likewise.
         handshake_seconds_max: a stranger may hold a connection so long before it proved itself.
         idle_seconds_max: a connection without streams is closed.
     """
@@ -68,7 +71,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     retry_seconds_max: float = 0.5
     keepalive_seconds: float = 0.5
     keepalive_answer_seconds: float = 0.5
-    handshake_seconds_max: float = 5.0
+    server_keepalive_seconds: float = 5.0
+    server_keepalive_answer_seconds: float = 5.0
+    handshake_seconds_max: float = 15.0
     idle_seconds_max: float = 60.0
 
     @property

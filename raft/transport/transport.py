@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Self, cast
+from typing import Self
 
 import msgspec
 from grpc import aio
 
 from proto.clock import Clock
-from proto.errors import ConflictError, DeniedError, InvalidError, NotFoundError, UnavailableError
+from proto.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from proto.ids import ClusterID, NodeID
 from proto.v1 import raft_pb2_grpc
-from raft.transport.channels import Guard, Interceptor, Services, secure_server, server_credentials
+from raft.transport.channels import Interceptor
 from raft.transport.identity import CredentialsSource, check_manager, read_identity
 from raft.transport.inbound import Inbound, OnMessages, OnSnapshot, Rules
 from raft.transport.limits import Lane, Limits
 from raft.transport.link import Link, LinkStats, Surroundings, Target
 from raft.transport.outgoing_snapshot import send_snapshot
+from raft.transport.port import Port
 from raft.transport.throttle import Throttle
-
-STOP_SECONDS = 0.2
-"""How long peers may take to notice that the server stops."""
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -88,7 +86,7 @@ class Transport:
         self._links: dict[NodeID, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._snapshots: set[NodeID] = set()
-        self._server: aio.Server | None = None
+        self._port: Port | None = None
         self._is_closed = False
         self._inbound = Inbound(
             Rules(me, cluster_id, is_allowed),
@@ -122,40 +120,32 @@ class Transport:
             DeniedError: our own certificate is not for this node, a manager of this cluster.
             UnavailableError: the address cannot be listened on.
         """
-        assert self._server is None
+        assert self._port is None
         mine = read_identity(self._around.credentials().certificate_pem)
         check_manager(mine, self._cluster_id, self._around.clock.wall())
         if mine.node_id != self._me:
             raise DeniedError(f"the certificate is of node {mine.node_id}, this is {self._me}")
-        server = secure_server(self._around.limits, interceptors)
-        services = Services(server)
-        registrar = cast("aio.Server", services)
-        raft_pb2_grpc.add_RaftServicer_to_server(self._inbound, registrar)
-        for add in add_services:
-            add(registrar)
-        for interceptor in interceptors:
-            if isinstance(interceptor, Guard):
-                interceptor.check_methods(services.methods)
-        try:
-            port = server.add_secure_port(
-                listen_address, server_credentials(self._around.credentials)
-            )
-        except RuntimeError as error:
-            raise UnavailableError(
-                f"cannot listen on {listen_address}; is another program using it?"
-            ) from error
-        await server.start()
-        self._server = server
-        return port
+        port = Port(
+            self._around.credentials,
+            self._around.limits,
+            add_services=(self._add_raft, *add_services),
+            interceptors=interceptors,
+        )
+        number = await port.open(listen_address)
+        self._port = port
+        return number
+
+    def _add_raft(self, server: aio.Server) -> None:
+        raft_pb2_grpc.add_RaftServicer_to_server(self._inbound, server)
 
     async def close(self) -> None:
         """Stop to listen, end all streams; queued messages are dropped."""
         self._is_closed = True
         for node_id in list(self._links):
             self.remove_peer(node_id)
-        if self._server is not None:
-            await self._server.stop(STOP_SECONDS)
-            self._server = None
+        if self._port is not None:
+            await self._port.close()
+            self._port = None
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -231,10 +221,18 @@ class Transport:
     def refresh_credentials(self) -> None:
         """Make all connections anew, gently, after the certificate or the roots changed.
 
-        Not needed for new connections: they ask for the credentials themselves.
+        Connections that others made to us live on; from now on we show the new certificate, and
+        trust the new roots.
         """
+        if self._port is not None:
+            self._port.renew()
         for link in self._links.values():
             link.redial()
+
+    async def renewed(self) -> None:
+        """Wait until whoever dials us is shown the credentials of now."""
+        if self._port is not None:
+            await self._port.renewed()
 
     def reachable(self, node_id: NodeID) -> bool:
         """Tell whether both lanes to a peer are accepted and alive."""

@@ -118,6 +118,12 @@ class Member:
         self.port = await self.transport.start(f"127.0.0.1:{port}")
         return self
 
+    async def show(self, credentials):
+        """Change the credentials, for those who dial this member as well."""
+        self.credentials = credentials
+        self.transport.refresh_credentials()
+        await self.transport.renewed()
+
     def from_peer(self, node_id):
         """Return the messages of one sender."""
         return [message for sender, message in self.received if sender == node_id]

@@ -84,7 +84,7 @@ async def test_a_worker_is_refused(member, authority, records, eventually):
 async def test_a_worker_as_server_gets_nothing(member, authority, eventually):
     """A member does not speak to a node that was demoted."""
     a, b = await member("a"), await member("b")
-    b.credentials = authority.issue("b", role=WORKER_ROLE)
+    await b.show(authority.issue("b", role=WORKER_ROLE))
     await dial(a, b, eventually)
 
 
@@ -158,7 +158,7 @@ async def test_an_expired_certificate_is_refused(member, authority, eventually):
     a.credentials = authority.issue("a", valid_seconds=-1)
     await dial(a, b, eventually)
     a.credentials = authority.issue("a")
-    b.credentials = authority.issue("b", valid_seconds=-1)
+    await b.show(authority.issue("b", valid_seconds=-1))
     a.unreachable.clear()
     await dial(a, b, eventually)
 
@@ -178,6 +178,19 @@ async def test_a_certificate_that_expires_ends_its_stream(member, authority, rec
     await eventually(is_refused)
     a.credentials = authority.issue("a")
     await eventually(lambda: a.transport.reachable("b"))
+
+
+async def test_streams_live_on_when_the_certificate_changes(pair, authority):
+    """A new certificate is shown to whoever dials from then on, and cuts nobody off."""
+    a, b = pair
+    before = {lane: stats.connects for lane, stats in a.transport.status()["b"].lanes.items()}
+    for _ in range(3):
+        await b.show(authority.issue("b"))
+    a.transport.send("b", [b"x"])
+    await asyncio.sleep(0.1)
+    assert b.from_peer("a") == [b"x"]
+    after = {lane: stats.connects for lane, stats in a.transport.status()["b"].lanes.items()}
+    assert before == after
 
 
 async def test_own_certificate_must_be_for_this_node(member, authority):
