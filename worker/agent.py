@@ -22,7 +22,7 @@ import structlog
 
 from overlay.api import NodeNetwork
 from proto.clock import Clock
-from proto.errors import NotFoundError, SwarmError, UnavailableError
+from proto.errors import DeniedError, NotFoundError, SwarmError, UnavailableError
 from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
 from proto.objects import Node, NodeDescription
 from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
@@ -35,7 +35,7 @@ from worker.container import (
     prepared_from,
 )
 from worker.db import WorkerDB
-from worker.reporter import CALL_SECONDS_MAX, Reporter
+from worker.reporter import Reporter
 from worker.runner import Images, Runner
 from worker.runtime.api import LogOptions, LogRecord, Runtime
 from worker.task.events import Event, Forget, Instruction, Report, ReportBug
@@ -48,6 +48,10 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 DATABASE = "worker.db"
 REMOVALS_MAX = 4
 LOGS_POLL_SECONDS = 0.1
+# For all managers together; the dispatcher's client has a limit for each.
+REGISTER_SECONDS_MAX = 90.0
+# A new leader believes a node alive for twice three seconds: the node must try again before.
+SESSION_PAUSE_SECONDS_MAX = 5.0
 
 T = TypeVar("T")
 
@@ -304,7 +308,7 @@ class Agent:
     # --- sessions ---
 
     async def _keep_session(self) -> None:
-        backoff = Backoff(self._rng)
+        backoff = Backoff(self._rng, seconds_max=SESSION_PAUSE_SECONDS_MAX)
         while True:
             try:
                 await self._one_session(backoff)
@@ -312,6 +316,9 @@ class Agent:
                 log.warning("session_lost", node_id=self._node_id, error=error.message)
             except TimeoutError:
                 log.warning("session_lost", node_id=self._node_id, error="no manager answered")
+            except DeniedError as error:
+                backoff.slow_down()
+                log.error("session_denied", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
             except SwarmError as error:
                 log.error("session_refused", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
             except Exception:
@@ -322,7 +329,7 @@ class Agent:
             await asyncio.sleep(backoff.next_seconds())
 
     async def _one_session(self, backoff: Backoff) -> None:
-        async with asyncio.timeout(CALL_SECONDS_MAX):
+        async with asyncio.timeout(REGISTER_SECONDS_MAX):
             self.node = await self._dispatcher.register(self._node_id, self._description)
         log.info("session_opened", node_id=self._node_id)
         self._reporter.open()

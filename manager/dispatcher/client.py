@@ -33,8 +33,12 @@ from raft.transport.identity import CredentialsSource
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
-REGISTER_SECONDS_MAX = 4.0
-"""What one manager may take to let the node in; thousands may stand in line."""
+REGISTER_SECONDS = 4.0
+"""What one manager may take to let the node in."""
+
+REGISTER_SECONDS_MAX = 16.0
+"""The same after time-outs, each of which doubles it: whoever gives up and comes again only makes
+the line at a busy manager longer."""
 
 ACK_SECONDS_MAX = 5.0
 # Source: swarmkit agent/agent.go (nodeUpdatePeriod).
@@ -86,6 +90,8 @@ class DispatcherClient:
         self._address = address
         self._limits = limits
         self._session: _ClientSession | None = None
+        self._spread_seconds = 0.0
+        self._register_seconds = REGISTER_SECONDS
 
     async def close(self, *, is_goodbye: bool = False) -> None:
         """End the session; with a goodbye the managers take the node for down at once."""
@@ -107,18 +113,28 @@ class DispatcherClient:
         """
         assert node_id == self._node_id
         await self.close()
+        await asyncio.sleep(self._rng.uniform(0, self._spread_seconds))
         search = Search(self._remotes, self._rng)
         reason = "this node knows no manager"
         while (peer := search.next()) is not None:
             session = self._new_session(peer)
             try:
-                told = await session.open(description, self._address)
+                told = await session.open(
+                    description, self._address, timeout=self._register_seconds
+                )
+            except TimeoutError:
+                seconds = self._register_seconds
+                self._register_seconds = min(seconds * 2, REGISTER_SECONDS_MAX)
+                search.failed(peer, UnavailableError("it did not answer in time"))
+                reason = f"{peer.address} did not answer within {seconds:g} s"
+                continue
             except UnavailableError as error:
                 search.failed(peer, error)
                 reason = f"{peer.address}: {error.message}"
                 continue
             self._remotes.observe(peer.address, is_good=True)
             self._session = session
+            self._register_seconds = REGISTER_SECONDS
             self._take(told)
             session.start(description)
             log.info("dispatcher_found", address=peer.address, session_id=told.session_id)
@@ -131,6 +147,7 @@ class DispatcherClient:
 
     def _take(self, told: Session) -> None:
         self._remotes.replace(told.managers)
+        self._spread_seconds = told.spread_seconds
         self._on_session(told)
 
     async def assignments(self, node_id: NodeID) -> AsyncIterator[AssignmentMessage]:
@@ -186,18 +203,20 @@ class _ClientSession:
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def open(self, description: NodeDescription, address: str) -> Session:
-        """Say hello and wait for the answer; closes itself when there is none."""
+    async def open(self, description: NodeDescription, address: str, *, timeout: float) -> Session:
+        """Say hello and wait for the answer; closes itself when there is none.
+
+        Raises:
+            TimeoutError: none came in time.
+            SwarmError: it was a refusal.
+        """
         try:
             stub: dispatcher_pb2_grpc.DispatcherAsyncStub = dispatcher_pb2_grpc.DispatcherStub(
                 self._channel
             )
             self._call = stub.Session(None)
-            async with asyncio.timeout(REGISTER_SECONDS_MAX):
+            async with asyncio.timeout(timeout):
                 told = await self._say_hello(self._call, wire.hello(description, address))
-        except TimeoutError as error:
-            await self.close()
-            raise UnavailableError("it did not answer in time") from error
         except aio.AioRpcError as error:
             await self.close()
             raise error_of_call(error) from error

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from manager.dispatcher.assignments import flush_at, touched_nodes
-from manager.dispatcher.liveness import Beat, Grace, Liveness, RegistrationLimit
+from manager.dispatcher.liveness import Beat, Grace, Liveness, RegistrationLimit, spread_seconds
 from manager.dispatcher.session import OpenSession, Session, roots_of
 from manager.dispatcher.statuses import Ignored, orphan, write_status
 from manager.dispatcher.writer import Writer
@@ -54,6 +54,14 @@ START_SECONDS_MAX = 2.0
 RETRY_SECONDS = 1.0
 DESCRIPTION_BYTES_MAX = 64 * 1024
 UPDATES_MAX = 10_000
+
+
+class _Surroundings(msgspec.Struct, frozen=True):
+    """What all nodes are told alike."""
+
+    managers: tuple[ManagerPeer, ...]
+    roots_pem: bytes
+    spread_seconds: float
 
 
 class DispatcherCore:
@@ -379,27 +387,25 @@ class DispatcherCore:
                 session.tell(told)
         self._look()
 
-    def _surroundings(self) -> tuple[tuple[ManagerPeer, ...], bytes]:
-        """Return what all nodes are told alike: the managers and the roots."""
-        roots = b"".join(roots_of(cluster) for cluster in self._store.view().clusters)
-        return tuple(self._managers()), roots
+    def _surroundings(self) -> _Surroundings:
+        """Return what all nodes are told alike."""
+        view = self._store.view()
+        roots = b"".join(roots_of(cluster) for cluster in view.clusters)
+        return _Surroundings(tuple(self._managers()), roots, spread_seconds(len(view.nodes)))
 
-    def _news_for(
-        self, session: OpenSession, node: Node, around: tuple[tuple[ManagerPeer, ...], bytes]
-    ) -> Session:
+    def _news_for(self, session: OpenSession, node: Node, around: _Surroundings) -> Session:
         told = session.told
         return Session(
             session_id=told.session_id,
             node=node,
-            managers=around[0],
+            managers=around.managers,
             heartbeat_seconds=told.heartbeat_seconds,
-            roots_pem=around[1],
+            roots_pem=around.roots_pem,
+            spread_seconds=around.spread_seconds,
             renew_certificate=self._must_renew(node) or _has_other_role(session, node),
         )
 
-    def _tell(
-        self, session: OpenSession, node: Node, around: tuple[tuple[ManagerPeer, ...], bytes]
-    ) -> None:
+    def _tell(self, session: OpenSession, node: Node, around: _Surroundings) -> None:
         news = self._news_for(session, node, around)
         if not news.says_the_same(session.told):
             session.tell(news)

@@ -23,6 +23,10 @@ REGISTRATION_SECONDS = 8.0
 
 GRACE_FACTOR = 2.0
 GRACE_SECONDS_MAX = 60.0
+# A handshake and a registration take a manager a few milliseconds. Nodes that come faster wait for
+# each other until all of them give up, and come again.
+RETURNS_PER_SECOND = 200
+SPREAD_NODES_MIN = 32
 HEARTBEAT_SECONDS_MIN = 0.1
 JITTER = 0.1
 
@@ -47,6 +51,17 @@ class Beat(msgspec.Struct, frozen=True):
     def drawn(self, rng: random.Random) -> float:
         """Draw one node's period, so that nodes do not beat in step."""
         return self.period_seconds * rng.uniform(1 - JITTER, 1 + JITTER)
+
+
+def spread_seconds(nodes: int) -> float:
+    """Return over how long that many nodes spread their return to a manager.
+
+    In steps of a quarter, so that a growing cluster does not tell all nodes with each new one.
+    """
+    if nodes <= SPREAD_NODES_MIN:
+        return 0.0
+    step = 1 << max(nodes.bit_length() - 3, 0)
+    return float(-(-nodes // step) * step) / RETURNS_PER_SECOND
 
 
 class Liveness:

@@ -32,6 +32,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         heartbeat_seconds: how often to give a sign of life.
         roots_pem: the authorities to trust; two while the root is being changed.
         renew_certificate: whether to renew the certificate now.
+        spread_seconds: over how long to spread attempts to come back when the session is lost.
     """
 
     session_id: str
@@ -40,6 +41,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_seconds: float = 1.0
     roots_pem: bytes = b""
     renew_certificate: bool = False
+    spread_seconds: float = 0.0
 
     def says_the_same(self, other: Session) -> bool:
         """Tell whether another one is no news: what a node says of itself is none."""
@@ -51,6 +53,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             and self.heartbeat_seconds == other.heartbeat_seconds
             and self.roots_pem == other.roots_pem
             and self.renew_certificate == other.renew_certificate
+            and self.spread_seconds == other.spread_seconds
         )
 
 

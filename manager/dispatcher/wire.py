@@ -79,6 +79,7 @@ def _info(session: Session) -> pb.SessionInfo:
         heartbeat_milliseconds=max(1, round(session.heartbeat_seconds * 1000)),
         roots_pem=session.roots_pem,
         renew_certificate=session.renew_certificate,
+        spread_milliseconds=round(session.spread_seconds * 1000),
     )
 
 
@@ -97,6 +98,7 @@ def session_of(info: pb.SessionInfo) -> Session:
         heartbeat_seconds=max(info.heartbeat_milliseconds, 1) / 1000,
         roots_pem=info.roots_pem,
         renew_certificate=info.renew_certificate,
+        spread_seconds=info.spread_milliseconds / 1000,
     )
 
 

@@ -9,14 +9,13 @@ authority: the right one answers, or none.
 from __future__ import annotations
 
 import msgspec
+from grpc import aio
 
 from manager.nodeport.remotes import ManagerPeer
 from proto.ids import ClusterID
 from raft.transport.channels import secure_channel
 from raft.transport.identity import MANAGER_ROLE, Credentials, full_name
 from raft.transport.limits import MIB, Limits
-
-from grpc import aio  # isort: skip -- after the library was told to be quiet
 
 
 class ChannelLimits(msgspec.Struct, frozen=True):

@@ -181,6 +181,7 @@ class SessionInfo(_message.Message):
     HEARTBEAT_MILLISECONDS_FIELD_NUMBER: _builtins.int
     ROOTS_PEM_FIELD_NUMBER: _builtins.int
     RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SPREAD_MILLISECONDS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     node: _builtins.bytes
     """msgpack of proto.objects.Node: this node as the managers see it, with its wanted role."""
@@ -190,6 +191,10 @@ class SessionInfo(_message.Message):
     """The root certificates to trust, PEM; two while the root is being changed."""
     renew_certificate: _builtins.bool
     """Renew the certificate now: the root changes, or the role did."""
+    spread_milliseconds: _builtins.int
+    """Over how long to spread the attempts to open a session when it is lost, in milliseconds: many
+    nodes that lost the same manager must not come back all at once.
+    """
     @_builtins.property
     def managers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManagerPeer]: ...
     def __init__(
@@ -201,10 +206,11 @@ class SessionInfo(_message.Message):
         heartbeat_milliseconds: _builtins.int = ...,
         roots_pem: _builtins.bytes = ...,
         renew_certificate: _builtins.bool = ...,
+        spread_milliseconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_milliseconds", b"heartbeat_milliseconds", "managers", b"managers", "node", b"node", "renew_certificate", b"renew_certificate", "roots_pem", b"roots_pem", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_milliseconds", b"heartbeat_milliseconds", "managers", b"managers", "node", b"node", "renew_certificate", b"renew_certificate", "roots_pem", b"roots_pem", "session_id", b"session_id", "spread_milliseconds", b"spread_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
