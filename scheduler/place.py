@@ -116,10 +116,13 @@ def place(group: TaskGroup, nodes: Sequence[Node], usage: Usage) -> list[Decisio
     heap = [(*candidate.rank(), candidate) for candidate in candidates]
     heapq.heapify(heap)
     decisions: list[Decision] = []
+    refusal = ""
     for task_id in group.task_ids:
-        chosen = _next_candidate(heap, group, reasons)
+        chosen = None if refusal else _next_candidate(heap, group, reasons)
         if chosen is None:
-            decisions.append(Refusal(task_id, _explain(reasons)))
+            # No node is left for this one, hence none for the others.
+            refusal = refusal or _explain(reasons)
+            decisions.append(Refusal(task_id, refusal))
             continue
         chosen.take(group)
         heapq.heappush(heap, (*chosen.rank(), chosen))

@@ -24,8 +24,11 @@ from proto.ids import NodeID, TaskID, new_id
 from proto.objects import GlobalMode, ServiceSpec, Task, TaskStatus
 from proto.states import DESIRED_STATES, Actor, TaskState, check_transition
 
-# A pass makes at most this many tasks, so that it never holds the loop for long; the next goes on.
+# A pass makes, places and removes at most so many tasks, that it never holds the loop for long; the
+# next goes on.
 CREATED_MAX = 500
+PLACED_MAX = 500
+REMOVED_MAX = 500
 
 
 class Draft:

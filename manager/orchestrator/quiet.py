@@ -1,15 +1,18 @@
 """Which slots a pass need not look at: the shortcut that makes a pass cost what there is to do.
 
 A slot is *quiet* when its wanted task has been let go, was made from the present template, and is
-on a node that may keep it; *stale* when all is the same but the template. Beside that task it may
-have only rows that nobody waits for and no more than the history keeps. Nothing happens to a quiet
-slot but that it is counted, or removed when the service is scaled down; to a stale one but that
-the updater gets to it. All others are *open*.
+on a node that may keep it, or waits for one; *stale* when all is the same but the template. Beside
+that task it may have only rows that nobody waits for and no more than the history keeps. Nothing
+happens to a quiet slot but that it is counted, placed, or removed when the service is scaled down;
+to a stale one but that the updater gets to it. All others are *open*.
 
 A pass with every slot open comes to the same plan (`tests/property/test_orchestrator.py`).
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -20,6 +23,9 @@ from proto.ids import NodeID
 from proto.objects import GlobalMode, Task
 from proto.states import TaskState
 from scheduler import meets_constraints
+
+_PENDING, _ASSIGNED, _RUNNING = TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING
+_SHUTDOWN, _REMOVE = TaskState.SHUTDOWN, TaskState.REMOVE
 
 
 class Parts(msgspec.Struct):
@@ -64,6 +70,14 @@ class Versions:
             return False
         return self.difference(spec_version) is Difference.TEMPLATE
 
+    def is_present(self, spec_version: int) -> bool:
+        """Tell whether tasks of a version are as the present spec wants them, wherever they are."""
+        service = self._state.service
+        assert service is not None
+        if spec_version == service.spec_version:
+            return True
+        return self.difference(spec_version) is Difference.NONE
+
     def good_nodes(self, spec_version: int) -> frozenset[NodeID]:
         """Return the nodes where tasks of a version may certainly stay."""
         service = self._state.service
@@ -83,6 +97,8 @@ def partition(
 ) -> Parts:
     """Sort the tasks.
 
+    It is the one thing that a pass does with every row, and written accordingly.
+
     Args:
         state: the service with its tasks.
         nodes: all nodes.
@@ -91,28 +107,32 @@ def partition(
     """
     if state.service is None or history_limit < -1:
         return Parts(open=list(state.tasks), quiet={}, stale={}, history={})
-    good = {version: versions.good_nodes(version) for version in _named(state)}
+    named = {task.spec_version for task in state.tasks}
+    good = {version: versions.good_nodes(version) for version in named}
     alone: dict[Slot, Task] = {}
-    dead: list[Task] = []
     rest: list[Task] = []
+    dead: defaultdict[int | NodeID, list[Task]] = defaultdict(list)
     opened: dict[Slot, None] = {}
+    known = nodes.by_id
     for task in state.tasks:
         desired = task.desired_state
+        if desired is _SHUTDOWN and (task.node_id in known or (task.slot and is_over(task))):
+            # Nobody need look at it. Those of a node that was removed are to be ended, or dropped.
+            dead[task.slot or task.node_id].append(task)
+            continue
         slot = (task.slot, NO_NODE) if task.slot else (0, task.node_id)
-        if desired is TaskState.RUNNING:
-            is_given = TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING
-            if is_given and task.node_id in good[task.spec_version] and slot not in alone:
+        if desired is _RUNNING and slot not in alone:
+            status = task.status.state
+            is_given = _ASSIGNED <= status <= _RUNNING and task.node_id in good[task.spec_version]
+            if is_given or (status is _PENDING and _is_waiting(task, versions)):
                 alone[slot] = task
                 continue
-        elif desired is TaskState.SHUTDOWN and _is_history(task, nodes):
-            dead.append(task)
-            continue
-        if desired is not TaskState.REMOVE:
+        if desired is not _REMOVE:
             opened[slot] = None
         rest.append(task)
-    history = _history(dead, alone, opened, rest, history_limit)
+    history = _history(dead.values(), alone, opened, rest, history_limit)
     rest.extend([alone.pop(slot) for slot in opened if slot in alone])
-    stale = {version for version in good if versions.is_stale(version)}
+    stale = {version for version in named if versions.is_stale(version)}
     if not stale:
         return Parts(open=rest, quiet=alone, stale={}, history=history)
     return Parts(
@@ -123,34 +143,26 @@ def partition(
     )
 
 
-def _named(state: ServiceState) -> set[int]:
-    return {task.spec_version for task in state.tasks}
-
-
-def _is_history(task: Task, nodes: Nodes) -> bool:
-    """Tell whether nobody need look at a task that is wanted no more.
-
-    Those of a node that was removed are to be ended, or dropped.
-    """
-    if task.node_id in nodes.by_id:
-        return True
-    return is_over(task) and bool(task.slot)
+def _is_waiting(task: Task, versions: Versions) -> bool:
+    """Tell whether a task of the present template waits for any node that takes it."""
+    return not task.node_id and versions.is_present(task.spec_version)
 
 
 def _history(
-    dead: list[Task],
-    alone: dict[Slot, Task],
+    groups: Iterable[list[Task]],
+    alone: Container[Slot],
     opened: dict[Slot, None],
     rest: list[Task],
     history_limit: int,
 ) -> dict[Slot, list[Task]]:
-    """Group the rows of slots that stay closed; open those that have too many."""
+    """Return the rows of slots that stay closed; open those that have too many."""
     history: dict[Slot, list[Task]] = {}
-    for task in dead:
-        history.setdefault(slot_of(task), []).append(task)
-    for slot, rows in list(history.items()):
+    for rows in groups:
+        slot = slot_of(rows[0])
         is_too_long = history_limit >= 0 and len(rows) >= history_limit
         if slot in opened or slot not in alone or is_too_long:
             opened[slot] = None
-            rest.extend(history.pop(slot))
+            rest.extend(rows)
+        else:
+            history[slot] = rows
     return history

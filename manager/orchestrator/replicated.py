@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from heapq import nlargest
+from operator import itemgetter
 
-from manager.orchestrator.draft import Draft
+from manager.orchestrator.draft import REMOVED_MAX, Draft
 from manager.orchestrator.plan import NO_NODE, Slot, is_wanted
 from manager.orchestrator.slots import Slots, sort_slots, succeed
 from proto.ids import NodeID
@@ -21,7 +23,11 @@ def scale(draft: Draft) -> None:
     kept = {**slots.runnable, **slots.finished, **slots.vacant}
     count = len(kept) + len(draft.quiet) + len(draft.stale)
     if count > mode.replicas:
-        for slot in _surplus(draft, slots)[: count - mode.replicas]:
+        surplus = count - mode.replicas
+        if surplus > REMOVED_MAX:
+            surplus = REMOVED_MAX
+            draft.is_partial = True
+        for slot in _surplus(draft, slots, surplus):
             kept.pop(slot, None)
             for task in draft.open(slot):
                 draft.want(task, TaskState.REMOVE)
@@ -39,8 +45,8 @@ def scale(draft: Draft) -> None:
         draft.create((number, NO_NODE), desired=TaskState.READY)
 
 
-def _surplus(draft: Draft, slots: Slots) -> list[Slot]:
-    """Return all slots, those first that go first.
+def _surplus(draft: Draft, slots: Slots, count: int) -> list[Slot]:
+    """Choose so many slots that go.
 
     First those that do not run, then those of the nodes that have the most tasks of the service, so
     that what stays is spread; of equal ones the highest numbers. Source: swarmkit
@@ -48,22 +54,26 @@ def _surplus(draft: Draft, slots: Slots) -> list[Slot]:
     """
     running: dict[Slot, NodeID] = {}
     idle: list[Slot] = [*slots.finished, *slots.vacant]
-    wanted = {slot: task for tasks in (draft.quiet, draft.stale) for slot, task in tasks.items()}
     for slot, tasks in slots.runnable.items():
         runs = [t for t in tasks if is_wanted(t) and t.status.state is TaskState.RUNNING]
         if runs:
-            wanted[slot] = runs[-1]
+            running[slot] = runs[-1].node_id
         else:
             idle.append(slot)
-    for slot, task in wanted.items():
-        if task.status.state is TaskState.RUNNING:
-            running[slot] = task.node_id
-        else:
-            idle.append(slot)
+    for closed in (draft.quiet, draft.stale):
+        for slot, task in closed.items():
+            if task.status.state is TaskState.RUNNING:
+                running[slot] = task.node_id
+            else:
+                idle.append(slot)
+    chosen = nlargest(count, idle)
+    if len(chosen) == count:
+        return chosen
     on_node: Counter[NodeID] = Counter()
     ranked: list[tuple[int, Slot]] = []
-    for slot, node_id in sorted(running.items()):
+    for slot in sorted(running, key=itemgetter(0)):
+        node_id = running[slot]
         on_node[node_id] += 1
         ranked.append((on_node[node_id], slot))
-    ranked.sort(reverse=True)
-    return [*sorted(idle, reverse=True), *(slot for _, slot in ranked)]
+    chosen += [slot for _, slot in nlargest(count - len(chosen), ranked)]
+    return chosen

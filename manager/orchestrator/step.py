@@ -8,13 +8,12 @@ and of the log of one entry each. A task that cannot be placed stays PENDING wit
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 
-from manager.orchestrator.draft import Draft
+from manager.orchestrator.draft import PLACED_MAX, Draft
 from manager.orchestrator.nodes import Nodes
 from manager.orchestrator.plan import ServicePlan, ServiceState, is_wanted, slot_of
 from manager.orchestrator.reconcile import reconcile
-from proto.ids import ServiceID, TaskID
+from proto.ids import ServiceID
 from proto.objects import Task
 from proto.states import Actor, TaskState
 from scheduler import Decision, Placement, Refusal, TaskGroup, Usage, confirm, needs_of, place
@@ -60,39 +59,69 @@ def _allocate(draft: Draft) -> None:
 
 def _schedule(draft: Draft, nodes: Nodes, usage: Usage) -> None:
     """Place the PENDING tasks that are wanted, the oldest slots first."""
-    waiting: dict[int, dict[TaskID, Task]] = {}
     pending = [t for t in draft.tasks() if t.status.state is TaskState.PENDING and is_wanted(t)]
+    pending += [t for t in draft.quiet.values() if t.status.state is TaskState.PENDING]
     if not pending:
         return
-    for task in sorted(pending, key=lambda t: (slot_of(t), t.created_at, t.id)):
-        waiting.setdefault(task.spec_version, {})[task.id] = task
+    waiting: dict[int, list[Task]] = {}
+    for task in sorted(pending, key=lambda t: (t.slot, t.node_id, t.created_at, t.id)):
+        waiting.setdefault(task.spec_version, []).append(task)
     with usage.trial():
         # What this pass wants no more makes room in the spread.
         for old, new in draft.changes():
             usage.apply(old, new)
+        room = PLACED_MAX
         for spec_version, tasks in sorted(waiting.items()):
-            for decision in _decide(draft, spec_version, tasks, nodes, usage):
-                task = tasks[decision.task_id]
-                match decision:
-                    case Placement():
-                        # The next version's tasks find what this one's have taken.
-                        usage.apply(task, draft.assign(task, decision.node_id))
-                    case Refusal():
-                        draft.explain(task, decision.reason)
-                        draft.is_short = True
+            room -= _place(draft, spec_version, tasks, nodes, usage, room)
+
+
+def _place(  # noqa: PLR0917 -- all that a decision depends on
+    draft: Draft, spec_version: int, tasks: list[Task], nodes: Nodes, usage: Usage, room: int
+) -> int:
+    """Place tasks of one version, as many as there is room for; return how many were."""
+    chosen = tasks if draft.is_global else tasks[:room]
+    placed = 0
+    reason = ""
+    by_id = {task.id: task for task in chosen}
+    for decision in _decide(draft, spec_version, chosen, nodes, usage):
+        task = by_id[decision.task_id]
+        match decision:
+            case Placement():
+                placed += 1
+                draft.open(slot_of(task))
+                # The next version's tasks find what this one's have taken.
+                usage.apply(task, draft.assign(task, decision.node_id))
+            case Refusal():
+                reason = decision.reason
+                draft.is_short = True
+                _explain(draft, task, reason)
+    others = tasks[len(chosen) :]
+    if reason:
+        # They are all alike.
+        for task in others:
+            _explain(draft, task, reason)
+    elif others:
+        draft.is_partial = True
+    return placed
+
+
+def _explain(draft: Draft, task: Task, reason: str) -> None:
+    if task.status.err != reason:
+        draft.open(slot_of(task))
+        draft.explain(task, reason)
 
 
 def _decide(
-    draft: Draft, spec_version: int, tasks: Mapping[TaskID, Task], nodes: Nodes, usage: Usage
+    draft: Draft, spec_version: int, tasks: list[Task], nodes: Nodes, usage: Usage
 ) -> list[Decision]:
     spec = draft.state.specs[spec_version]
     group = TaskGroup(
         service_id=ServiceID(draft.state.service_id),
         spec=spec.task,
-        task_ids=tuple(tasks),
+        task_ids=tuple(task.id for task in tasks),
         host_ports=needs_of(spec).host_ports,
     )
     if draft.is_global:
-        own = [task.node_id for task in tasks.values()]
+        own = [task.node_id for task in tasks]
         return confirm(group, own, nodes.by_id, usage)
     return place(group, nodes.all, usage)

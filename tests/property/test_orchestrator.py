@@ -6,13 +6,17 @@ plan.
 
 import importlib.util
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.orchestrator import draft as draft_module
+from manager.orchestrator import replicated as replicated_module
+from manager.orchestrator import step as step_module
 from manager.orchestrator.nodes import Nodes
 from proto.objects import (
     NodeAvailability,
@@ -239,9 +243,11 @@ def test_start_first_keeps_to_two_tasks_a_slot(is_global, actions, seed, replica
 @given(actions=_everything, seed=st.integers(0, 2**32), room=st.integers(1, 3))
 def test_passes_that_may_do_little_come_to_the_same_end(is_global, actions, seed, room):
     """A pass that reached its limit says that there is more; more passes do the rest."""
-    before = draft_module.CREATED_MAX
-    draft_module.CREATED_MAX = room
-    try:
+    limits = ((draft_module, "CREATED_MAX"), (step_module, "PLACED_MAX"))
+    limits = (*limits, (replicated_module, "REMOVED_MAX"))
+    with ExitStack() as stack:
+        for module, name in limits:
+            stack.enter_context(mock.patch.object(module, name, room))
         world = World(replicas=5, nodes=NODES, seed=seed, is_global=is_global)
         for kind, value in actions:
             _act(world, kind, value)
@@ -251,8 +257,6 @@ def test_passes_that_may_do_little_come_to_the_same_end(is_global, actions, seed
         _repair(world)
         world.settle(rounds=400)
         _check_end(world)
-    finally:
-        draft_module.CREATED_MAX = before
 
 
 @settings(max_examples=60, deadline=None)
