@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from manager.controlapi.control import Control
 from manager.httpapi.backend import InitRequest, NodeFacts, RemoteManager, SwarmFacts
@@ -57,7 +59,8 @@ NOT_A_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect '
     "this node to swarm and try again."
 )
-CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+ROOT = create_root(time.time())
+CERTIFICATE = ROOT.certificate_pem
 
 
 class MemoryLog:
@@ -180,6 +183,7 @@ class Backend:
                     id=ClusterID(new_id(self.rng)),
                     spec=msgspec.structs.replace(request.spec, auto_lock_managers=False),
                     root_ca_certificate_pem=CERTIFICATE,
+                    root_ca_key_pem=ROOT.key_pem,
                     join_tokens=tokens,
                 )
             )
