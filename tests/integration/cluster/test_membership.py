@@ -1,0 +1,134 @@
+"""Who gets into a cluster, who leaves it, and what its managers survive."""
+
+import pytest
+
+QUICK_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def apart(make_cluster):
+    """Four hosts: m1 and m2 begin a cluster each, w1 joins the first, w2 stays alone."""
+    cluster = make_cluster("t1a", 2, 2, is_formed=False)
+    cluster.init("m1")
+    cluster.init("m2")
+    cluster.join("w1", "m1", cluster.tokens("m1")["Worker"])
+    return cluster
+
+
+def test_wrong_tokens_are_refused_and_leave_nothing(apart):
+    """A truncated, a rotated, another cluster's and an invented token fail quickly."""
+    old = apart.tokens("m1")["Worker"]
+    swarm = apart.api("m1", "GET", "/swarm")
+    url = f"/swarm/update?version={swarm['Version']['Index']}&rotateWorkerToken=true"
+    apart.api("m1", "POST", url, swarm["Spec"])
+    new = apart.tokens("m1")["Worker"]
+    assert new != old
+    before = apart.files("w2")
+    wrong_secret = new[:-4] + ("0000" if not new.endswith("0000") else "1111")
+    for token in (old, new[:-3], wrong_secret, apart.tokens("m2")["Worker"], "nonsense"):
+        said, seconds = apart.join_refused("w2", "m1", token)
+        assert "token" in said, said
+        assert seconds < QUICK_SECONDS
+        assert token not in said
+        assert apart.state("w2") == "inactive"
+        assert apart.files("w2") == before
+    assert "w2" not in apart.nodes("m1")
+
+
+@pytest.mark.parametrize("to", ["10.255.255.1:2377", "w1", "w2"])
+def test_address_without_a_manager_is_refused(apart, to):
+    """Nobody there, a worker, and the joiner itself: each fails quickly and leaves nothing."""
+    before = apart.files("w2")
+    said, seconds = apart.join_refused("w2", to, apart.tokens("m1")["Worker"])
+    assert seconds < QUICK_SECONDS, said
+    assert (to if ":" in to else apart.host(to).address) in said
+    assert apart.state("w2") == "inactive"
+    assert apart.files("w2") == before
+
+
+def test_second_membership_is_refused(apart):
+    """A node of a cluster neither begins nor joins another."""
+    for name in ("m2", "w1"):
+        said, _ = apart.join_refused(name, "m1", apart.tokens("m1")["Worker"])
+        assert "already part of a swarm" in said, said
+        address = apart.host(name).address
+        request = {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": address}
+        said = apart.refused(name, "POST", "/swarm/init", request)
+        assert "already part of a swarm" in said, said
+
+
+def test_worker_leaves_and_its_node_is_removed(apart, eventually):
+    """A worker leaves without force, is down, can be removed, and can join anew."""
+    node_id = apart.nodes("m1")["w1"]["ID"]
+    assert "down" in apart.refused("m1", "DELETE", f"/nodes/{node_id}")
+    apart.api("w1", "POST", "/swarm/leave")
+    assert apart.state("w1") == "inactive"
+    eventually(lambda: apart.nodes("m1")["w1"]["Status"]["State"] == "down", what="w1 is down")
+    apart.api("m1", "DELETE", f"/nodes/{node_id}")
+    assert "w1" not in apart.nodes("m1")
+    apart.join("w1", "m1", apart.tokens("m1")["Worker"])
+    assert apart.nodes("m1")["w1"]["ID"] != node_id
+
+
+def test_last_manager_is_neither_demoted_nor_leaves_without_force(apart):
+    """The last manager stays one until it is told by force."""
+    said = apart.refused("m1", "POST", *apart.set_role("m1", "m1", "worker"))
+    assert "last manager" in said, said
+    assert "force" in apart.refused("m2", "POST", "/swarm/leave")
+    assert apart.state("m2") == "active"
+    apart.api("m2", "POST", "/swarm/leave?force=true")
+    assert apart.state("m2") == "inactive"
+    assert apart.files("m2") == []
+
+
+@pytest.fixture(scope="module")
+def formed(make_cluster, rootfs, eventually):
+    """Three managers and a worker, with a task of a service on each."""
+    cluster = make_cluster("t1b", 3, 1, is_formed=True)
+    for host in ("m1", "m2", "m3", "w1"):
+        cluster.docker(host, "import", str(rootfs), "bb:1")
+    create = ("service", "create", "--detach", "--name", "all", "--mode", "global")
+    cluster.docker("m1", *create, "bb:1", "sleep", "1000")
+    eventually(lambda: len(cluster.pids("m1")) == 4, what="a task runs on each node")
+    return cluster
+
+
+def test_roles_change_while_containers_run(formed, eventually):
+    """A promoted worker and a demoted leader keep their daemon and their containers."""
+    pids = formed.pids("m1")
+    daemons = {name: formed.host(name).daemon_pid for name in ("m1", "w1")}
+    formed.api("m1", "POST", *formed.set_role("m1", "w1", "manager"))
+    eventually(lambda: formed.is_manager("w1"), what="w1 is a manager")
+    leader = next(
+        name
+        for name, node in formed.nodes("m1").items()
+        if node.get("ManagerStatus", {}).get("Leader")
+    )
+    assert leader == "m1"
+    formed.api("m1", "POST", *formed.set_role("m1", "m1", "worker"))
+    eventually(lambda: not formed.is_manager("m1"), what="m1 is no manager")
+    eventually(
+        lambda: formed.nodes("m2")["m1"]["Status"]["State"] == "ready", what="m1 is ready again"
+    )
+    assert formed.pids("m2") == pids
+    assert {name: formed.host(name).daemon_pid for name in daemons} == daemons
+
+
+def test_lost_quorum_is_said_and_recovered(formed, eventually):
+    """With one of three managers nothing is written, reading works, and force recovers."""
+    pids = formed.pids("m2")
+    id_of = {name: node["ID"] for name, node in formed.nodes("m2").items()}
+    mine = {key: pid for key, pid in pids.items() if key[0] == id_of["m2"]}
+    for name in ("m3", "w1"):
+        formed.lab.kill(name)
+    said = eventually(
+        lambda: formed.docker("m2", "service", "rm", "all", check=False).stderr, what="refusal"
+    )
+    assert "1 of 3 managers reachable" in said, said
+    assert "--force-new-cluster" in said, said
+    assert "all" in formed.docker("m2", "service", "ls").stdout
+    formed.init("m2", ForceNewCluster=True)
+    eventually(lambda: formed.is_manager("m2"), what="m2 leads")
+    assert "all" in formed.docker("m2", "service", "ls").stdout
+    now = formed.pids("m2")
+    assert {key: pid for key, pid in now.items() if key[0] == id_of["m2"]} == mine
