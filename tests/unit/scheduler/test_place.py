@@ -26,7 +26,21 @@ from proto.objects import (
     TaskStatus,
 )
 from proto.states import TaskState
-from scheduler import Needs, Refusal, TaskGroup, Usage, needs_of, parse_constraint, place
+from scheduler import (
+    Needs,
+    Refusal,
+    TaskGroup,
+    Usage,
+    confirm,
+    eligible,
+    meets_constraints,
+    needs_of,
+    parse_constraint,
+    place,
+)
+from scheduler import (
+    Placement as Placed,
+)
 
 
 def node(name, *, cpus=4, availability=NodeAvailability.ACTIVE, state=NodeState.READY, labels=None):
@@ -195,3 +209,80 @@ def test_usage_says_when_something_became_free():
     assert not sums.apply(None, running("y", "a"))
     assert sums.apply(task, ended)
     assert not sums.apply(ended, None)
+
+
+def test_tasks_that_are_to_stop_hold_resources_but_do_not_count():
+    """A node with two tasks that go is emptier than one with a task that stays."""
+    going = [
+        msgspec.structs.replace(running(f"g{i}", "a"), desired_state=TaskState.SHUTDOWN)
+        for i in range(2)
+    ]
+    sums = usage(*going, running("x", "b"), resources=Resources(nano_cpus=5))
+
+    (decision,) = place(group(1), [node("a"), node("b")], sums)
+
+    assert decision.node_id == "a"
+    assert (sums.of(NodeID("a")).tasks, sums.of(NodeID("a")).nano_cpus) == (0, 10)
+
+
+def test_a_task_that_has_a_node_but_was_not_given_to_it_takes_nothing():
+    """A global task that waits for room on its node."""
+    waiting = msgspec.structs.replace(running("x", "a"), status=TaskStatus(state=TaskState.PENDING))
+
+    assert usage(waiting, resources=Resources(nano_cpus=5)).nodes() == {}
+
+
+def test_a_trial_leaves_the_usage_as_it_was():
+    """Also of tasks that were not counted before, and if it fails."""
+    kept = running("kept", "a")
+    sums = usage(kept, resources=Resources(nano_cpus=5))
+    unseen = running("unseen", "b")
+    stopped = msgspec.structs.replace(unseen, desired_state=TaskState.SHUTDOWN)
+
+    with sums.trial():
+        sums.apply(unseen, stopped)
+        sums.apply(kept, None)
+        sums.apply(None, running("new", "a"))
+        assert sums.of(NodeID("b")).nano_cpus == 5
+    trial = sums.trial()
+    trial.__enter__()
+    sums.apply(None, running("more", "c"))
+    with pytest.raises(ZeroDivisionError):
+        trial.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+
+    sums.check([kept])
+
+
+def test_a_waiting_task_with_a_node_goes_there_or_waits_on():
+    """Each has one node; the sentence counts that one."""
+    spec = TaskSpec(resources=ResourceRequirements(reservations=Resources(nano_cpus=3 * 10**9)))
+    nodes = [node("a"), node("b", cpus=2), node("c", state=NodeState.DOWN)]
+    wanted = [NodeID("a"), NodeID("b"), NodeID("c"), NodeID("gone")]
+
+    decisions = confirm(group(4, spec), wanted, {n.id: n for n in nodes}, usage())
+
+    assert decisions == [
+        Placed(TaskID("t0"), NodeID("a")),
+        Refusal(TaskID("t1"), "no suitable node (insufficient resources on 1 node)"),
+        Refusal(TaskID("t2"), "no suitable node (1 node is not available for new tasks)"),
+        Refusal(TaskID("t3"), "no suitable node (1 node is not available for new tasks)"),
+    ]
+
+
+def test_eligible_nodes_are_up_active_and_as_the_spec_asks():
+    """Room does not matter; a constraint that cannot be read excludes all."""
+    arm = Platform(os="linux", architecture="arm64")
+    nodes = [
+        node("full", cpus=0, labels={"zone": "east"}),
+        node("west", labels={"zone": "west"}),
+        node("drained", availability=NodeAvailability.DRAIN, labels={"zone": "east"}),
+        node("down", state=NodeState.DOWN, labels={"zone": "east"}),
+    ]
+    east = Placement(constraints=("node.labels.zone==east",))
+
+    assert eligible(TaskSpec(placement=east), nodes) == ["full"]
+    assert eligible(TaskSpec(placement=Placement(platforms=(arm,))), nodes) == []
+    assert eligible(TaskSpec(placement=Placement(constraints=("zone",))), nodes) == []
+    assert meets_constraints(TaskSpec(placement=east), nodes[3])
+    assert not meets_constraints(TaskSpec(placement=east), nodes[1])
+    assert not meets_constraints(TaskSpec(placement=Placement(constraints=("zone",))), nodes[0])
