@@ -244,12 +244,14 @@ def test_a_trial_leaves_the_usage_as_it_was():
         sums.apply(kept, None)
         sums.apply(None, running("new", "a"))
         assert sums.of(NodeID("b")).nano_cpus == 5
-    trial = sums.trial()
-    trial.__enter__()
-    sums.apply(None, running("more", "c"))
-    with pytest.raises(ZeroDivisionError):
-        trial.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
 
+    def fail():
+        with sums.trial():
+            sums.apply(None, running("more", "c"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     sums.check([kept])
 
 
