@@ -390,11 +390,11 @@ class SwarmNode:
         )
         self._dispatcher.use(self._client)
 
-    async def _stop_client(self) -> None:
+    async def _stop_client(self, *, is_goodbye: bool = False) -> None:
         client, self._client = self._client, None
-        self._dispatcher.use(None)
         if client is not None:
-            await client.close()
+            await client.close(is_goodbye=is_goodbye)
+        self._dispatcher.use(None)
 
     def _on_session(self, session: Session) -> None:
         """Follow what the leader tells of this node and of the managers."""
@@ -818,7 +818,7 @@ class SwarmNode:
             await self._stop_manager()
             if self._resources.agent is not None:
                 await self._resources.agent.leave()
-            await self._stop_client()
+            await self._stop_client(is_goodbye=True)
             await self._stop_agent()
             await self._network.destroy()
             await self._forget()

@@ -294,6 +294,7 @@ class _ClientSession:
     async def _say_goodbye(self, call: Call) -> None:
         try:
             async with asyncio.timeout(1.0):
+                await call.write(pb.FromAgent(goodbye=pb.Goodbye()))
                 await call.done_writing()
                 await call.code()
         except (TimeoutError, aio.AioRpcError, asyncio.InvalidStateError):

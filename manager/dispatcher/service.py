@@ -125,15 +125,17 @@ class _Reader:
         self._storing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Read until the agent ends the stream, which is its goodbye."""
+        """Read until the agent says goodbye, or the stream ends: a reset looks like an end."""
         read, heartbeat, session = self._context.read, self._core.heartbeat, self._session
         try:
             while isinstance(message := await read(), pb.FromAgent):
                 if message.HasField("heartbeat"):
                     heartbeat(session)
+                elif message.HasField("goodbye"):
+                    session.said_goodbye = True
+                    return
                 else:
                     await self._take(message)
-            session.said_goodbye = True
         finally:
             for task in self._storing:
                 task.cancel()

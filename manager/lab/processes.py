@@ -89,7 +89,7 @@ def spawn(
     chosen = dict(os.environ if environment is None else environment)
     if mark:
         chosen[MARK] = mark
-    return subprocess.Popen(
+    return _Lasting(
         command,
         env=chosen,
         stdin=subprocess.DEVNULL,
@@ -98,6 +98,16 @@ def spawn(
         start_new_session=True,
         preexec_fn=_die_with_parent if dies_with_us else None,  # noqa: PLW1509 -- it only sets a flag
     )
+
+
+class _Lasting(subprocess.Popen[bytes]):
+    """A process that may outlive whoever started it: that is no leak to warn of."""
+
+    def __del__(self) -> None:
+        if self.returncode is None and self.poll() is None:
+            # The base class would warn. The process is found again by its mark.
+            self.returncode = 0
+        super().__del__()  # type: ignore[misc]  # the library's stubs do not know it
 
 
 def _die_with_parent() -> None:

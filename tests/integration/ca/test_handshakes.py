@@ -91,7 +91,7 @@ def shake_hands(client: Credentials, server: Credentials) -> None:
 async def call(client: Credentials, server: Credentials) -> None:
     """Make a handshake of grpc's own library; raises if either refuses."""
     listening = secure_server(Limits())
-    port = listening.add_secure_port("127.0.0.1:0", server_credentials(lambda: server))
+    port = listening.add_secure_port("127.0.0.1:0", server_credentials(server))
     await listening.start()
     channel = secure_channel(f"127.0.0.1:{port}", MANAGER_ROLE, client, Limits())
     try:
@@ -144,15 +144,26 @@ class Port:
     """A leader's node port with the authority on it."""
 
     def __init__(self, authority, credentials):
-        self.server = secure_server(Limits())
-        ca_pb2_grpc.add_CAServicer_to_server(CAService(authority), self.server)
-        self.port = self.server.add_secure_port(
-            "127.0.0.1:0", server_credentials(credentials.source)
-        )
+        self.authority = authority
+        self.credentials = credentials
+        self.server = None
+        self.port = 0
         self.name = full_name(credentials.identity.node_id, MANAGER_ROLE, "cluster1")
+
+    async def start(self):
+        """Serve with the credentials of now; a server keeps those that it was made with."""
+        if self.server is not None:
+            await self.server.stop(0)
+        self.server = secure_server(Limits())
+        ca_pb2_grpc.add_CAServicer_to_server(CAService(self.authority), self.server)
+        self.port = self.server.add_secure_port(
+            "127.0.0.1:0", server_credentials(self.credentials.source())
+        )
+        await self.server.start()
 
     async def renew(self, credentials, text):
         """Call as a node."""
+        await self.start()
         channel = secure_channel(
             f"127.0.0.1:{self.port}", self.name, credentials.source(), Limits()
         )
@@ -182,7 +193,7 @@ async def test_a_whole_rotation_over_grpc(store, join, authority):
     for node in nodes:
         node.subscribe(lambda node=node: told.update([node.identity.node_id]))
     port = Port(authority, leader)
-    await port.server.start()
+    await port.start()
     rotator = RootRotator(store, SystemClock())
     running = asyncio.create_task(rotator.run())
     (cluster,) = store.view().clusters
@@ -211,7 +222,7 @@ async def test_errors_come_back_as_ours(store, join, authority):
     """A node that was removed hears so, by class and sentence."""
     leader, node = await join("manager"), await join()
     port = Port(authority, leader)
-    await port.server.start()
+    await port.start()
     try:
         await port.renew(node, new_key_and_csr()[1])
         await store.update(lambda tx: tx.delete(Node, node.identity.node_id))
