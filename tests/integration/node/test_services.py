@@ -230,3 +230,29 @@ def test_a_missing_command_is_named(node, eventually):
         lambda: [s for s in node.states("typo") if s[0] in {"rejected", "failed"}] or None
     )
     assert "nosuchthing" in err
+
+
+def test_a_global_service_has_its_task_on_the_node(node, eventually):
+    """Clients count it and name it by its node; it has none while drained; scale is refused."""
+    node.create("agent", "--mode", "global")
+    node.wait_running("agent", 1)
+    listed = node.docker("service", "ls", "--format", "{{.Name}} {{.Mode}} {{.Replicas}}").stdout
+    assert listed.strip() == "agent global 1/1"
+    own = node.docker("node", "inspect", "self", "--format", "{{.ID}}").stdout.strip()
+    assert f"agent.{own}" in node.docker("service", "ps", "--no-trunc", "agent").stdout
+    (task,) = node.tasks("agent")
+    assert "Slot" not in task
+    pretty = node.docker("service", "inspect", "--pretty", "agent").stdout
+    assert "Service Mode:\tGlobal" in pretty
+    refused = node.docker("service", "scale", "agent=2", check=False)
+    assert refused.returncode != 0
+    assert "scale can only be used with replicated" in refused.stderr + refused.stdout
+    node.docker("service", "update", "--detach", "--env-add", "A=1", "agent")
+    eventually(lambda: task["ID"] not in node.running("agent") and len(node.running("agent")) == 1)
+
+    node.docker("node", "update", "--availability", "drain", "self")
+    eventually(lambda: not node.running("agent"))
+    node.docker("node", "update", "--availability", "active", "self")
+    node.wait_running("agent", 1)
+    node.docker("service", "rm", "agent")
+    eventually(lambda: node.api.api.tasks() == [])
