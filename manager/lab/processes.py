@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from typing_extensions import override
 
 from proto.errors import RuntimeFailedError
 
@@ -96,18 +97,19 @@ def spawn(
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=_die_with_parent if dies_with_us else None,  # noqa: PLW1509 -- it only sets a flag
+        preexec_fn=_die_with_parent if dies_with_us else None,
     )
 
 
 class _Lasting(subprocess.Popen[bytes]):
     """A process that may outlive whoever started it: that is no leak to warn of."""
 
+    @override
     def __del__(self) -> None:
         if self.returncode is None and self.poll() is None:
             # The base class would warn. The process is found again by its mark.
             self.returncode = 0
-        super().__del__()  # type: ignore[misc]  # the library's stubs do not know it
+        super().__del__()
 
 
 def _die_with_parent() -> None:
