@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
+from manager.lab.cgroups import CGROUP_ROOT, hierarchies
+
+_SYSCTLS = (
+    "bridge/*",
+    "core/*mem*",
+    "core/somaxconn",
+    "ipv4/ip_*",
+    "ipv4/tcp_*",
+    "ipv4/conf/*/*",
+    "ipv6/conf/*/*",
+    "netfilter/nf_conntrack_max",
+)
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +32,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     tables: tuple[str, ...]
     cgroups: tuple[str, ...]
     net_namespaces: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    sysctls: tuple[str, ...] = ()
 
     def difference(self, earlier: Footprint) -> list[str]:
         """Say in words what is here that was not, and what is gone."""
@@ -31,16 +45,21 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
         return said
 
 
-def read_machine_footprint() -> Footprint:
-    """Look at this machine: all links, mounts and tables of rules, and our control groups.
+def read_machine_footprint(cgroups: Sequence[str] = ("swarm*",)) -> Footprint:
+    """Look at this machine: links, mounts, routes, rules, switches, and our control groups.
 
     Namespaces and control groups of others come and go while a machine lives, so they are left out.
+
+    Args:
+        cgroups: patterns of those that are ours.
     """
     return Footprint(
         links=_links(Path("/proc/self")),
         mounts=_mounts(Path("/proc/self")),
         tables=_tables([]),
-        cgroups=_cgroups("swarm*"),
+        cgroups=tuple(sorted(path for pattern in cgroups for path in _cgroups(pattern))),
+        routes=_routes(),
+        sysctls=_sysctls(),
     )
 
 
@@ -78,15 +97,41 @@ def _tables(enter: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(listed.stdout.splitlines()))
 
 
+def _routes() -> tuple[str, ...]:
+    """List the routes and the rules that choose between tables of them."""
+    said: list[str] = []
+    for command in (["route", "show", "table", "all"], ["rule", "show"]):
+        for family in ("-4", "-6"):
+            listed = subprocess.run(
+                ["ip", family, *command], capture_output=True, text=True, check=True, timeout=10
+            )
+            # How long a route that a router told us of is still good changes by itself.
+            said += [
+                re.sub(r" expires \S+", "", line).strip() for line in listed.stdout.splitlines()
+            ]
+    return tuple(sorted(said))
+
+
+def _sysctls() -> tuple[str, ...]:
+    """List the switches of the machine's network that somebody might turn."""
+    top = Path("/proc/sys/net")
+    found: list[str] = []
+    for pattern in _SYSCTLS:
+        for path in top.glob(pattern):
+            try:
+                value = " ".join(path.read_text().split())
+            except OSError:
+                continue  # only to be written, or of a link that has just gone
+            found.append(f"{path.relative_to(top)}={value}")
+    return tuple(sorted(found))
+
+
 def _cgroups(pattern: str) -> tuple[str, ...]:
     """List the control groups that a pattern names, in every hierarchy."""
-    hierarchies = [CGROUP_ROOT]
-    if not (CGROUP_ROOT / "cgroup.procs").exists():
-        hierarchies = [path for path in CGROUP_ROOT.iterdir() if not path.is_symlink()]
     return tuple(
         sorted(
             str(path.relative_to(CGROUP_ROOT))
-            for hierarchy in hierarchies
+            for hierarchy in hierarchies()
             for path in hierarchy.glob(pattern)
         )
     )

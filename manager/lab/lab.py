@@ -363,6 +363,23 @@ def choose(name: str, files: LabFiles | None = None) -> Lab:
     return Lab(names[0], files)
 
 
+def choose_any(name: str, files: LabFiles | None = None) -> Lab:
+    """Find the lab that `down` means; one that crashed while it was made is one, too.
+
+    Raises:
+        NotFoundError: there is none.
+        InvalidError: there are several and none was named.
+    """
+    names = [name] if name else known_names(files)
+    if not names:
+        raise NotFoundError("lab", "", "there is no lab; make one with swarm lab up")
+    if len(names) > 1:
+        raise InvalidError(
+            f"there are several labs, choose one with --name or all with --all: {', '.join(names)}"
+        )
+    return Lab(names[0], files)
+
+
 def labs(files: LabFiles | None = None) -> list[Lab]:
     """Return the labs that are remembered."""
     files = files or LabFiles()

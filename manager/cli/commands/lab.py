@@ -79,7 +79,7 @@ def _down(console: Console, flags: Flags, _arguments: list[str]) -> None:
             raise CommandError("--all and --name cannot be used together")
         names = lab.known_names()
     else:
-        names = [flags.text("name") or lab.choose("").name]
+        names = [lab.choose_any(flags.text("name")).name]
     for name in names:
         lab.Lab(name).down()
         console.line(name)
