@@ -10,6 +10,7 @@ from scheduler.place import (
     eligible,
     meets_constraints,
     place,
+    suits,
 )
 from scheduler.usage import HostPort, Needs, NodeUsage, Usage, needs_of
 
@@ -29,4 +30,5 @@ __all__ = [
     "needs_of",
     "parse_constraint",
     "place",
+    "suits",
 ]

@@ -174,6 +174,11 @@ def meets_constraints(spec: TaskSpec, node: Node) -> bool:
     return not message and all(constraint.matches(node) for constraint in constraints)
 
 
+def suits(spec: TaskSpec, node: Node) -> bool:
+    """Tell whether a node has the platform too, whether or not it takes tasks now."""
+    return meets_constraints(spec, node) and _has_platform(spec, node)
+
+
 def _constraints(spec: TaskSpec) -> tuple[list[Constraint], str]:
     """Parse the constraints; the second value says what is wrong with them."""
     try:
@@ -202,15 +207,17 @@ def _static_refusal(node: Node, spec: TaskSpec, constraints: Sequence[Constraint
         return _NODE_UNAVAILABLE
     if not all(constraint.matches(node) for constraint in constraints):
         return _NO_CONSTRAINT
+    return None if _has_platform(spec, node) else _NO_PLATFORM
+
+
+def _has_platform(spec: TaskSpec, node: Node) -> bool:
     platforms = spec.placement.platforms
     own = node.description.platform
-    if platforms and not any(
+    return not platforms or any(
         (not p.os or p.os == own.os)
         and (not p.architecture or _architecture(p.architecture) == _architecture(own.architecture))
         for p in platforms
-    ):
-        return _NO_PLATFORM
-    return None
+    )
 
 
 def _architecture(name: str) -> str:

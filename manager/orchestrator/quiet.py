@@ -22,7 +22,7 @@ from manager.orchestrator.plan import NO_NODE, ServiceState, Slot, is_over, slot
 from proto.ids import NodeID
 from proto.objects import GlobalMode, Task
 from proto.states import TaskState
-from scheduler import meets_constraints
+from scheduler import meets_constraints, suits
 
 _PENDING, _ASSIGNED, _RUNNING = TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING
 _SHUTDOWN, _REMOVE = TaskState.SHUTDOWN, TaskState.REMOVE
@@ -85,10 +85,11 @@ class Versions:
         is_global = isinstance(service.spec.mode, GlobalMode)
         is_present = is_global or not self.is_stale(spec_version)
         spec = service.spec if is_present else self._state.specs[spec_version]
-        keeping = self._nodes.keeping
+        keeping, by_id = self._nodes.keeping, self._nodes.by_id
+        if is_global and spec.task.placement.platforms:
+            return frozenset(n for n in keeping if suits(spec.task, by_id[n]))
         if not spec.task.placement.constraints:
             return keeping
-        by_id = self._nodes.by_id
         return frozenset(n for n in keeping if meets_constraints(spec.task, by_id[n]))
 
 

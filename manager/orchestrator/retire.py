@@ -15,7 +15,7 @@ from manager.orchestrator.plan import is_wanted
 from manager.orchestrator.update import is_dirty
 from proto.objects import Node, NodeAvailability, Task, TaskSpec
 from proto.states import TRANSITIONS, Actor, TaskState
-from scheduler import meets_constraints
+from scheduler import meets_constraints, suits
 
 NODE_REMOVED = "the node was removed from the cluster"
 CONSTRAINTS_BROKEN = "assigned node no longer meets constraints"
@@ -67,7 +67,7 @@ class _Constraints:
 
         A replicated task that is to be replaced anyway has the constraints of its own spec: the
         updater replaces it, as fast as the update's settings allow. A global service has no task
-        where its present constraints want none.
+        where its present constraints want none, or on a platform that its image is not for.
         """
         version = self._service.spec_version
         if not self._draft.is_global and is_dirty(self._draft, task):
@@ -82,7 +82,6 @@ class _Constraints:
         return answer
 
     def _is_broken(self, spec: TaskSpec, node: Node) -> bool:
-        if not spec.placement.constraints:
+        if node.spec.availability is NodeAvailability.PAUSE:
             return False
-        is_paused = node.spec.availability is NodeAvailability.PAUSE
-        return not is_paused and not meets_constraints(spec, node)
+        return not (suits if self._draft.is_global else meets_constraints)(spec, node)

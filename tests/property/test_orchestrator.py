@@ -21,6 +21,7 @@ from manager.orchestrator.nodes import Nodes
 from proto.objects import (
     NodeAvailability,
     NodeState,
+    Platform,
     RestartCondition,
     RestartPolicy,
     UpdateConfig,
@@ -38,6 +39,7 @@ World = _module.World
 
 NODES = 3
 CONSTRAINTS = ((), ("node.labels.disk==ssd",), ("node.hostname!=host0",))
+PLATFORMS = ((), (Platform(os="linux", architecture="amd64"),), (Platform(architecture="arm"),))
 POLICIES = (
     RestartPolicy(),
     RestartPolicy(delay_ns=0),
@@ -67,6 +69,7 @@ _node_actions = (
 )
 _spec_actions = (
     st.tuples(st.just("constraints"), st.sampled_from(CONSTRAINTS)),
+    st.tuples(st.just("platforms"), st.sampled_from(PLATFORMS)),
     st.tuples(st.just("restart"), st.sampled_from(POLICIES)),
     st.tuples(st.just("update"), st.sampled_from(UPDATES)),
     st.tuples(st.just("history"), st.integers(-1, 3)),
@@ -86,7 +89,7 @@ def _act(world, kind, value):
     match kind:
         case "scale" if not world.is_global:
             world.scale(value)
-        case "image" | "constraints" | "restart" | "update":
+        case "image" | "constraints" | "platforms" | "restart" | "update":
             world.change(**{kind: value})
         case "history":
             world.history_limit = value
@@ -164,7 +167,13 @@ def _repair(world):
         world.drain(node, availability="active")
     world.add_node(f"node{next(world.numbers)}")
     world.now += 1
-    world.change(restart=POLICIES[1], update=UPDATES[1], constraints=CONSTRAINTS[0], image="z")
+    world.change(
+        restart=POLICIES[1],
+        update=UPDATES[1],
+        constraints=CONSTRAINTS[0],
+        platforms=PLATFORMS[0],
+        image="z",
+    )
 
 
 def _check_end(world):

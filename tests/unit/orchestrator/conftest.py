@@ -19,18 +19,23 @@ from proto.objects import (
     NodeSpec,
     NodeState,
     NodeStatus,
+    Platform,
     ReplicatedMode,
     Resources,
     RestartPolicy,
     Service,
     ServiceSpec,
     Task,
-    TaskSpec,
     TaskStatus,
     UpdateConfig,
 )
 from proto.states import TaskState
 from scheduler import Usage, needs_of
+
+
+def _architecture(name: str) -> str:
+    """Let every third node be of another kind."""
+    return "aarch64" if name.endswith(("2", "5", "8")) else "x86_64"
 
 
 def _node(name: str) -> Node:
@@ -39,6 +44,7 @@ def _node(name: str) -> Node:
         spec=NodeSpec(),
         description=NodeDescription(
             hostname=name.replace("node", "host"),
+            platform=Platform(os="linux", architecture=_architecture(name)),
             resources=Resources(nano_cpus=4 * 10**9, memory_bytes=2**33),
         ),
         status=NodeStatus(state=NodeState.READY),
@@ -199,12 +205,12 @@ class World:
         rollback: UpdateConfig | None = None,
         resources: Resources | None = None,
         constraints: tuple[str, ...] | None = None,
-        task: TaskSpec | None = None,
+        platforms: tuple[Platform, ...] | None = None,
     ) -> None:
         """Make a new version of the spec."""
         assert self.service is not None
         spec = self.service.spec
-        task = task or spec.task
+        task = spec.task
         if image is not None:
             container = msgspec.structs.replace(task.container, image=image)
             task = msgspec.structs.replace(task, container=container)
@@ -215,6 +221,9 @@ class World:
             task = msgspec.structs.replace(task, resources=requirements)
         if constraints is not None:
             placement = msgspec.structs.replace(task.placement, constraints=constraints)
+            task = msgspec.structs.replace(task, placement=placement)
+        if platforms is not None:
+            placement = msgspec.structs.replace(task.placement, platforms=platforms)
             task = msgspec.structs.replace(task, placement=placement)
         spec = msgspec.structs.replace(
             spec, task=task, update=update or spec.update, rollback=rollback or spec.rollback

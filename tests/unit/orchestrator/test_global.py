@@ -1,6 +1,5 @@
 """A global service: one task on each eligible node."""
 
-import msgspec
 import pytest
 
 from proto.objects import (
@@ -158,21 +157,25 @@ def test_labels_of_a_node_choose_too(settled):
 
 def test_another_platform_gets_no_task(make_world):
     """A node whose platform the service does not have is not eligible."""
-    world = make_world(nodes=2, is_global=True)
-    for index, architecture in enumerate(("x86_64", "aarch64")):
-        node = world.nodes[index]
-        description = msgspec.structs.replace(
-            node.description, platform=Platform(os="linux", architecture=architecture)
-        )
-        world.nodes[index] = msgspec.structs.replace(node, description=description)
-    task = world.service.spec.task
-    placement = msgspec.structs.replace(
-        task.placement, platforms=(Platform(os="linux", architecture="amd64"),)
-    )
-    world.change(task=msgspec.structs.replace(task, placement=placement))
+    world = make_world(nodes=3, is_global=True)
+    world.change(platforms=(Platform(os="linux", architecture="amd64"),))
     world.settle()
 
-    assert nodes_of(world.running()) == ["node0"]
+    assert nodes_of(world.running()) == ["node0", "node1"]
+
+
+def test_an_image_for_other_platforms_leaves_the_nodes_that_are_not(make_world):
+    """Updated to it, the service has no task there, and none that waits for ever."""
+    world = make_world(nodes=3, is_global=True)
+    world.settle()
+    assert nodes_of(world.running()) == ["node0", "node1", "node2"]
+
+    world.change(platforms=(Platform(os="linux", architecture="arm64"),), image="web:2")
+    world.settle()
+
+    assert [(t.node_id, t.spec_version) for t in world.running()] == [("node2", 2)]
+    assert world.wanted() == world.running()
+    assert world.service.update_status.state == "completed"
 
 
 def test_a_task_without_room_waits_on_its_node_and_says_why(make_world):
