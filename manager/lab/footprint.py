@@ -76,7 +76,7 @@ def read_host_footprint(init_pid: int, cgroup_parent: str) -> Footprint:
         mounts=_mounts(process),
         tables=_tables(["nsenter", "-t", str(init_pid), "-n"]),
         cgroups=_cgroups(f"{cgroup_parent.strip('/')}/*/"),
-        net_namespaces=_net_namespaces(process / "root/proc"),
+        net_namespaces=_net_namespaces(process / "root/proc", (process / "ns/net").readlink()),
     )
 
 
@@ -137,13 +137,17 @@ def _cgroups(pattern: str) -> tuple[str, ...]:
     )
 
 
-def _net_namespaces(proc: Path) -> tuple[str, ...]:
-    """List the network namespaces that some process is in, by a mount of proc."""
+def _net_namespaces(proc: Path, own: Path) -> tuple[str, ...]:
+    """List the network namespaces that some process is in, by a mount of proc.
+
+    The host's own is called so: it is another after each start of the host.
+    """
     found = set()
     for entry in os.scandir(proc):
         if entry.name.isdigit():
             try:
-                found.add(str(Path(entry.path, "ns/net").readlink()))
+                space = Path(entry.path, "ns/net").readlink()
             except OSError:
                 continue  # it ended while we looked, or is a zombie
+            found.add("own" if space == own else str(space))
     return tuple(sorted(found))
