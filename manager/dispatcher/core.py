@@ -11,6 +11,7 @@ It works while `run` does, which is while the store leads. Sessions end with it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -52,6 +53,16 @@ START_SECONDS_MAX = 2.0
 """What a new leader may take to begin, before it refuses sessions."""
 
 RETRY_SECONDS = 1.0
+
+CALM_SESSIONS_MIN = 100
+CALM_THRESHOLDS = (20_000, 20, 100)
+"""What the garbage collector is set to when there are so many sessions.
+
+Each session is some fifty objects that live long. At the interpreter's own setting the collector
+walks all of them again and again while nodes come in, and stops the loop for up to half a second:
+long enough that nodes take the manager for dead, and come again.
+"""
+
 DESCRIPTION_BYTES_MAX = 64 * 1024
 UPDATES_MAX = 10_000
 
@@ -222,6 +233,8 @@ class DispatcherCore:
         if older is not None:
             older.close(UnavailableError(f"a newer session of node {node_id} took its place"))
         self._sessions[node_id] = session
+        if len(self._sessions) == CALM_SESSIONS_MIN:
+            gc.set_threshold(*CALM_THRESHOLDS)
         self._welcome(node_id, now, is_local=is_local)
         log.info("node_registered", node_id=node_id, session_id=session.told.session_id)
         return session

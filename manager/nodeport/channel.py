@@ -28,7 +28,7 @@ class ChannelLimits(msgspec.Struct, frozen=True):
     """
 
     silence_seconds: float = 1.0
-    answer_seconds: float = 1.0
+    answer_seconds: float = 1.5
     message_bytes_max: int = 64 * MIB
 
 
