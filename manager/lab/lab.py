@@ -161,6 +161,7 @@ class Lab:
         *,
         is_formed: bool = True,
         spec: dict[str, object] | None = None,
+        daemon_options: Sequence[str] = (),
         say: Callable[[str], object] = lambda _line: None,
     ) -> None:
         """Make the lab; returns when its cluster is complete.
@@ -170,13 +171,16 @@ class Lab:
             workers: hosts w1, w2, …
             is_formed: whether to make a cluster; otherwise each daemon is in none.
             spec: of the cluster, as the Engine API has it.
+            daemon_options: for every `swarmd`, also when one is started again.
             say: is told what was done.
 
         Raises:
             ConflictError: there is such a lab already.
             SwarmError: it did not come up; nothing of it is left.
         """
-        state = plan(self.name, managers, workers)
+        state = msgspec.structs.replace(
+            plan(self.name, managers, workers), daemon_options=tuple(daemon_options)
+        )
         check_machine(is_root=os.geteuid() == 0, find=find_tool)
         with self._files.locked(self.name):
             known = self._files.load(self.name)
@@ -211,7 +215,7 @@ class Lab:
         self._note(state)
         say(f"{len(hosts)} hosts on a switch: {', '.join(host.name for host in hosts)}")
         for host in hosts:
-            host.begin_daemon()
+            host.begin_daemon(*state.daemon_options)
         for host in hosts:
             host.wait_daemon()
         say(f"{len(hosts)} daemons")
@@ -299,7 +303,7 @@ class Lab:
                 self._note(state)
             elif host.daemon is not None:
                 raise ConflictError(f"host {name} is up, and so is its daemon")
-            host.start_daemon()
+            host.start_daemon(*state.daemon_options)
 
     def cut(self, one: str, others: Sequence[str] = ()) -> list[tuple[str, str]]:
         """Drop all traffic between a host and others, all others if none is named.

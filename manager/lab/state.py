@@ -29,11 +29,12 @@ class HostState(msgspec.Struct, frozen=True):
 
 
 class LabState(msgspec.Struct, frozen=True):
-    """One lab."""
+    """One lab; `daemon_options` are what every `swarmd` of it is started with."""
 
     name: str
     hosts: tuple[HostState, ...]
     switch: ProcessRef | None = None
+    daemon_options: tuple[str, ...] = ()
 
     def host(self, name: str) -> HostState:
         """Find a host.
