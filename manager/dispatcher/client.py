@@ -227,10 +227,10 @@ class _ClientSession:
         return told
 
     async def _say_hello(self, call: Call, hello: pb.FromAgent) -> Session:
-        try:
+        # A refusal that meets a write under way would lose its reason: so nothing is written before
+        # the manager has said that it lets us speak.
+        if any(key == wire.ADMITTED_KEY for key, _ in await call.initial_metadata()):
             await call.write(hello)
-        except asyncio.InvalidStateError:
-            raise await self._reason() from None
         first = await call.read()
         if not isinstance(first, pb.ToAgent):
             raise await self._reason()
@@ -238,7 +238,11 @@ class _ClientSession:
 
     def start(self, description: NodeDescription) -> None:
         """Begin to read, and to give signs of life."""
-        works = (self._read_all(), self._beat(), self._describe_again(description))
+        works: tuple[Callable[[], Coroutine[None, None, None]], ...] = (
+            self._read_all,
+            self._beat,
+            lambda: self._describe_again(description),
+        )
         for work in works:
             task = asyncio.create_task(self._watched(work))
             self._tasks.append(task)
@@ -300,11 +304,16 @@ class _ClientSession:
         except (TimeoutError, aio.AioRpcError, asyncio.InvalidStateError):
             log.info("goodbye_not_heard")
 
-    async def _watched(self, work: Coroutine[None, None, None]) -> None:
+    async def _watched(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         try:
-            await work
+            await work()
         except SwarmError as error:
             self.fail(error)
+        except Exception as bug:  # noqa: BLE001 -- it goes to whoever watches over the loop
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a session's client failed", "exception": bug}
+            )
+            self.fail(UnavailableError("the session's client failed"))
 
     async def _read_all(self) -> None:
         assert self._call is not None

@@ -357,7 +357,7 @@ class DispatcherCore:
         for node_id in dirty:
             session = self._sessions.get(node_id)
             if session is not None:
-                session.wake()
+                session.release()
 
     def _resync(self, view: View) -> None:
         """Events were lost: everybody starts again from the present state."""
@@ -367,6 +367,8 @@ class DispatcherCore:
             session.start_again()
         for node in view.nodes:
             self._node_changed(node.id, node)
+        for node_id in [n for n in self._down_since if n not in view.nodes]:
+            del self._down_since[node_id]
 
     def _node_changed(self, node_id: NodeID, node: object) -> None:
         session = self._sessions.get(node_id)
@@ -481,19 +483,21 @@ class DispatcherCore:
         dead = self._liveness.due(now)
         if not dead:
             return
-        late = [node_id for node_id in dead if node_id in self._returning]
-        if late and now < self._grace.until:
-            for node_id in late:
+        if now < self._grace.until:
+            # It was made longer since they were told how long they have.
+            early = {node_id for node_id in dead if node_id in self._returning}
+            for node_id in early:
                 self._liveness.expect(node_id, self._grace.until)
-            dead = [node_id for node_id in dead if node_id not in self._returning]
-            late = []
-        for node_id in dead:
+            dead = [node_id for node_id in dead if node_id not in early]
+        late = [node_id for node_id in dead if node_id in self._returning]
+        self._returning.difference_update(late)
+        lost = frozenset(late)
+        gone = [node_id for node_id in dead if node_id not in lost]
+        for node_id in gone:
             session = self._sessions.pop(node_id, None)
             if session is not None:
                 session.close(UnavailableError(f"node {node_id} was silent for too long"))
-        self._returning.difference_update(late)
         self._put_down(late, "the node did not come back after a change of the leader")
-        gone = [node_id for node_id in dead if node_id not in late]
         self._put_down(gone, f"no heartbeat for {self._beat.dead_seconds:g} s")
 
     def _put_down(self, node_ids: Sequence[NodeID], message: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import aio
 from typing_extensions import override
 
@@ -27,6 +28,7 @@ from proto.errors import (
     SwarmError,
     UnavailableError,
 )
+from proto.objects import NodeDescription
 from proto.v1 import dispatcher_pb2 as pb
 from proto.v1 import dispatcher_pb2_grpc
 
@@ -65,11 +67,14 @@ class DispatcherService(dispatcher_pb2_grpc.DispatcherServicer):
                 self._core.end(session, is_goodbye=session.said_goodbye)
         except NotLeaderError as error:
             await abort(context, NotLeaderError(self._leader() or error.leader_address))
+        except DecodeError as error:
+            await abort(context, InvalidError(f"a message of the session is none: {error}"))
         except SwarmError as error:
             await abort(context, error)
 
     async def _open(self, context: Context) -> OpenSession:
         identity = identity_of(context)
+        await context.send_initial_metadata(((wire.ADMITTED_KEY, "1"),))
         try:
             async with asyncio.timeout(HELLO_SECONDS_MAX):
                 first = await context.read()
@@ -149,10 +154,18 @@ class _Reader:
                 self._storing.add(task)
                 task.add_done_callback(self._stored)
             case "node":
-                description = wire.description_of(message.node.description)
-                await self._core.describe(self._session, description)
+                await self._describe(wire.description_of(message.node.description))
             case _:
                 raise InvalidError("a session has one hello, and nothing that is not known")
+
+    async def _describe(self, description: NodeDescription) -> None:
+        try:
+            await self._core.describe(self._session, description)
+        except ResourceExhaustedError as error:
+            # The node works all the same; it tells again when it registers the next time.
+            log.warning(
+                "description_not_stored", node_id=self._session.node_id, error=error.message
+            )
 
     async def _store(self, report: pb.StatusReport) -> None:
         """Store a report and say so; unanswered, the agent sends it again."""

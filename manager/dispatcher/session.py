@@ -109,6 +109,7 @@ class OpenSession:
         self.said_goodbye = False
         self._view = view
         self._touched: dict[TaskID, None] = {}
+        self._is_due = False
         self._has_info = True
         self._is_behind = True
         self._number = 0
@@ -121,9 +122,14 @@ class OpenSession:
         self.wake()
 
     def touch(self, task_id: TaskID) -> None:
-        """Note that the node has to be told of a task; `wake` tells it."""
+        """Note that the node has to be told of a task, after `release`."""
         if not self._is_behind:
             self._touched[task_id] = None
+
+    def release(self) -> None:
+        """Let the node be told of the touched tasks now."""
+        self._is_due = True
+        self.wake()
 
     def start_again(self) -> None:
         """Let the node have everything anew: changes were lost."""
@@ -181,10 +187,11 @@ class OpenSession:
             self._number += 1
             complete = complete_assignments(self._view(), self.node_id)
             return Numbered(complete, True, before, self._number)
-        if self._touched:
+        if self._touched and self._is_due:
             taken = tuple(islice(self._touched, CHANGES_MAX))
             for task_id in taken:
                 del self._touched[task_id]
+            self._is_due = bool(self._touched)
             self._number += 1
             changes = assignment_changes(self._view(), self.node_id, taken)
             return Numbered(changes, False, before, self._number)

@@ -89,16 +89,6 @@ class DispatcherSwitch:
             self._client = client
             self._changed("this node's client was replaced", is_moved=is_used or not self._current)
 
-    # Until the daemon composes a core: the dispatcher of one node.
-
-    def connect(self, dispatcher: Client) -> None:
-        """Pass calls on to this dispatcher from now on."""
-        self.use(dispatcher)
-
-    def disconnect(self) -> None:
-        """Let calls fail from now on; sessions end with their store."""
-        self.use(None)
-
     def _changed(self, reason: str, *, is_moved: bool = True) -> None:
         if self._core is not None or self._client is not None:
             self._is_served.set()

@@ -29,6 +29,9 @@ _updates = msgspec.msgpack.Decoder(list[StatusUpdate])
 _completes = msgspec.msgpack.Decoder(CompleteAssignments)
 _changes = msgspec.msgpack.Decoder(AssignmentChanges)
 
+ADMITTED_KEY = "swarm-admitted"
+"""Initial metadata of a session whose caller may say hello; a refusal has none."""
+
 HEARTBEAT = pb.FromAgent(heartbeat=pb.Heartbeat())
 
 

@@ -43,6 +43,8 @@ def _common_options(limits: Limits, silence_seconds: float, answer_seconds: floa
         # A cut link sends no reset; this finds it. It also sets TCP_USER_TIMEOUT.
         ("grpc.keepalive_time_ms", _milliseconds(silence_seconds)),
         ("grpc.keepalive_timeout_ms", _milliseconds(answer_seconds)),
+        # Else a ping that is under way already may stay unanswered for a minute.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(answer_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]

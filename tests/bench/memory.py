@@ -103,7 +103,7 @@ async def fill(directory):
     """Take 100,000 tasks through the whole way to RUNNING; returns the log's bytes for a task."""
     from manager.controlapi.ports import allocate_ports
     from manager.daemon.membership import Membership, NewCluster
-    from manager.dispatcher.local import write_statuses
+    from manager.dispatcher.statuses import write_status
     from manager.orchestrator.loop import state_of, write
     from manager.orchestrator.step import step
     from proto.assignments import StatusUpdate
@@ -189,8 +189,8 @@ async def fill(directory):
                     container_id=f"{rng.getrandbits(256):064x}" if state > 384 else "",
                     pid=rng.randrange(2**22) if state is TaskState.RUNNING else 0,
                 )
-                update = [StatusUpdate(task.id, status)]
-                future = store.update(lambda tx, update=update: write_statuses(tx, node_id, update))
+                update = StatusUpdate(task.id, status)
+                future = store.update(lambda tx, update=update: write_status(tx, node_id, update))
                 if one_by_one:
                     await future
                 futures.append(future)

@@ -1,7 +1,6 @@
 """A manager's node port on loopback: real log, store, TLS, gRPC, and every service."""
 
 import asyncio
-import contextlib
 import random
 import time
 
@@ -17,9 +16,11 @@ from manager.dispatcher.client import DispatcherClient
 from manager.dispatcher.core import DispatcherCore
 from manager.dispatcher.service import DispatcherService
 from manager.nodeport.authorize import authorizing_interceptor
+from manager.nodeport.errors import abort
 from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.store import Store
 from proto.clock import SystemClock
+from proto.errors import NotLeaderError
 from proto.objects import (
     Cluster,
     ClusterSpec,
@@ -61,8 +62,8 @@ class Authority:
             node_id=node_id,
             role=role,
             cluster_id=cluster,
-            expiry_seconds=seconds,
-            now=time.time(),
+            expiry_seconds=3600.0,
+            now=time.time() + seconds - 3600.0,
         )
         return Credentials(
             certificate_pem=certificate,
@@ -72,11 +73,16 @@ class Authority:
 
 
 class CAService(ca_pb2_grpc.CAServicer):
-    """Answers; what it issues is the authority's matter."""
+    """Answers if its manager leads; what it issues is the authority's matter."""
+
+    def __init__(self, manager):
+        self._manager = manager
 
     @override
     async def Renew(self, request, context):
         """Answer."""
+        if not self._manager.store.term:
+            await abort(context, NotLeaderError(self._manager.leader))
         return ca_pb2.RenewReply(certificate_pem=b"issued")
 
 
@@ -112,6 +118,7 @@ class Manager:
         self.port = 0
         self.leader = ""
         self.node_id = "manager"
+        self.running = None
 
     async def start(self, *, nodes=(), port=0, **settings):
         """Found or open the log, lead and listen."""
@@ -169,7 +176,7 @@ class Manager:
     def _add(self, server):
         service = DispatcherService(self.core, lambda: self.leader)
         dispatcher_pb2_grpc.add_DispatcherServicer_to_server(service, server)
-        ca_pb2_grpc.add_CAServicer_to_server(CAService(), server)
+        ca_pb2_grpc.add_CAServicer_to_server(CAService(self), server)
         managers_pb2_grpc.add_ManagersServicer_to_server(ManagersService(), server)
 
     def state(self, node_id):
@@ -178,9 +185,9 @@ class Manager:
 
     async def stop(self):
         """Stop; the directory stays."""
-        self.running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.running
+        running, self.running = self.running, None
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         await self.transport.close()
         await self.store.close()
         await self.log.close()
@@ -249,7 +256,7 @@ async def start_manager(authority, tmp_path):
 
     yield start
     for manager in started:
-        if not manager.running.done():
+        if manager.running is not None:
             await manager.stop()
 
 
