@@ -226,7 +226,7 @@ async def test_garbage_and_silence_harm_nobody(manager, client):
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(5):
                 await reader.read(100)
-    for _ in range(200):
+    for _ in range(2_000):
         connection = socket.create_connection(("127.0.0.1", manager.port))
         connection.send(b"\x16")
         open_ones.append(connection)
