@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 TOTAL = int(os.environ.get("TOTAL", "1000"))
-ROUNDS = int(os.environ.get("ROUNDS", "5"))
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 API = "/v1.41"
 # Source: what the peer's measure.py found, two shared cores.
 DOCKER_SWARM = {
@@ -82,10 +82,10 @@ def spec(name):
     }
 
 
-def pound(path, callers, work):
-    """Do the work TOTAL times by so many callers; return a second's and the waits."""
+def pound(path, callers, work, items=range(TOTAL)):
+    """Do the work for each item by so many callers; return how many a second and the p99."""
     waits = []
-    numbers = iter(range(TOTAL))
+    numbers = iter(items)
     lock = threading.Lock()
 
     def call():
@@ -107,9 +107,9 @@ def pound(path, callers, work):
     for thread in threads:
         thread.join()
     elapsed = time.perf_counter() - started
-    if len(waits) != TOTAL:
+    if len(waits) != len(items):
         raise SystemExit("some requests failed")
-    return TOTAL / elapsed, statistics.quantiles(waits, n=100, method="inclusive")[98]
+    return len(items) / elapsed, statistics.quantiles(waits, n=100, method="inclusive")[98]
 
 
 def create(caller, number):
@@ -123,11 +123,15 @@ def update(caller, number):
     caller("POST", f"/services/{found['ID']}/update?version={version}", found["Spec"])
 
 
+def delete(caller, service_id):
+    caller("DELETE", f"/services/{service_id}")
+
+
 def clear(path):
     caller = Caller(path)
-    for service in caller("GET", "/services"):
-        caller("DELETE", f"/services/{service['ID']}")
+    services = [service["ID"] for service in caller("GET", "/services")]
     caller.close()
+    pound(path, 32, delete, services)
 
 
 def rounds(path, callers, work=create):
