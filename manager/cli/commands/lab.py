@@ -117,7 +117,10 @@ def _shell(console: Console, flags: Flags, arguments: list[str]) -> None:
     host = _chosen(flags).running(arguments[0])
     if console.is_terminal:
         console.line(f"Host {host.name} ({host.address}); swarm and docker speak to its daemon.")
-    _enter(host, [os.environ.get("SHELL") or "/bin/sh"])
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    # A small shell wants the terminal back for whoever had it before, who is not in this host.
+    has_jobs = os.path.basename(shell) not in {"sh", "dash", "ash"}  # noqa: PTH119 -- no pathlib here
+    _enter(host, [shell] if has_jobs else [shell, "+m"])
 
 
 def _cut(_console: Console, flags: Flags, arguments: list[str]) -> None:

@@ -81,9 +81,7 @@ def _root():
         pytest.skip("only root can make namespaces")
 
 
-@pytest.fixture
-def make_command():
-    """Make commands for labs that end with the test."""
+def _maker():
     made = []
 
     def make(name):
@@ -94,6 +92,18 @@ def make_command():
     yield make
     for command in made:
         command.run("down", check=False)
+
+
+@pytest.fixture
+def make_command():
+    """Make commands for labs that end with the test."""
+    yield from _maker()
+
+
+@pytest.fixture(scope="module")
+def make_module_command():
+    """Make commands for labs that end with the module."""
+    yield from _maker()
 
 
 @pytest.fixture(name="eventually")

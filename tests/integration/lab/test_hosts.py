@@ -196,12 +196,13 @@ def test_logs_are_shown_and_followed(hosts):
         assert answers(following, 10)
 
 
-def test_the_docker_client_works_in_a_shell(hosts):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_the_docker_client_works_in_a_shell(hosts, shell):
     """`shell` is a terminal in the host, whose daemon both clients find."""
     pid, terminal = pty.fork()
     if pid == 0:
         program = str(Path(sys.executable).parent / "swarm")
-        os.environ["SHELL"] = "/bin/sh"
+        os.environ["SHELL"] = shell
         os.execv(program, ["swarm", "lab", "shell", "--name", hosts.name, "m2"])
     os.write(terminal, b"docker info -f {{.Name}}-{{.NCPU}}; swarm info | grep Name:; exit 3\n")
     shown = b""
