@@ -1,0 +1,132 @@
+"""What clients notice of managers that die."""
+
+import threading
+import time
+
+import pytest
+
+from proto.errors import SwarmError
+
+AFTERWARDS = 10
+CREATED_MAX = 2_000
+
+
+@pytest.fixture(scope="module")
+def formed(make_cluster, rootfs):
+    """Three managers and two workers that have the image."""
+    cluster = make_cluster("t2v", 3, 2, is_formed=True)
+    for name in ("m1", "m2", "m3", "w1", "w2"):
+        cluster.docker(name, "import", str(rootfs), "bb:1")
+    return cluster
+
+
+def _spec(name):
+    return {
+        "Name": name,
+        "TaskTemplate": {"ContainerSpec": {"Image": "bb:1"}},
+        "Mode": {"Replicated": {"Replicas": 0}},
+    }
+
+
+def _leader(cluster, asked):
+    return next(
+        name
+        for name, node in cluster.nodes(asked).items()
+        if node.get("ManagerStatus", {}).get("Leader")
+    )
+
+
+@pytest.mark.parametrize("kind", ["daemon", "host"])
+def test_leader_dies_under_a_client(formed, eventually, kind):
+    """A client of a follower only waits: no create fails and none is done twice."""
+    leader = _leader(formed, "m1")
+    asked = next(name for name in ("m1", "m2", "m3") if name != leader)
+    failed, created, is_over = [], [], threading.Event()
+
+    def create():
+        for number in range(CREATED_MAX):
+            if is_over.is_set():
+                return
+            name = f"{kind}-{number}"
+            try:
+                created.append(formed.api(asked, "POST", "/services/create", _spec(name))["ID"])
+            except SwarmError as error:
+                failed.append((name, error))
+
+    client = threading.Thread(target=create)
+    client.start()
+    eventually(lambda: len(created) + len(failed) >= 5, what="five creates")
+    (formed.lab.kill if kind == "host" else formed.lab.kill_daemon)(leader)
+    at_kill = len(created) + len(failed)
+    eventually(lambda: len(created) + len(failed) >= at_kill + AFTERWARDS, what="it goes on")
+    is_over.set()
+    client.join(60)
+    assert not client.is_alive()
+    assert not failed
+    formed.lab.start(leader)
+    found = [
+        service["ID"]
+        for service in formed.api(asked, "GET", "/services")
+        if service["Spec"]["Name"].startswith(f"{kind}-")
+    ]
+    assert sorted(found) == sorted(created)
+
+
+def test_killed_daemon_keeps_its_containers(formed, eventually):
+    """A daemon that is killed and comes back adopts its containers: nothing moves."""
+    create = ("service", "create", "-d", "--name", "kept", "--replicas", "5")
+    formed.docker("m1", *create, "bb:1", "sleep", "1000")
+    eventually(lambda: len(formed.pids("m1")) == 5, what="five tasks run")
+    before = formed.pids("m1")
+    asked = _leader(formed, "m1")
+    for name in ("w1", next(n for n in ("m1", "m2", "m3") if n != asked)):
+        formed.lab.kill_daemon(name)
+        formed.lab.start(name)
+        eventually(lambda n=name: formed.state(n) == "active", what=f"{name} is back")
+        eventually(lambda n=name: formed.nodes(asked)[n]["Status"]["State"] == "ready")
+        # A move would be decided when the session breaks or comes back: both were.
+        assert formed.pids(asked) == before
+    formed.docker(asked, "service", "rm", "kept")
+
+
+def test_short_cut_moves_nothing_and_a_long_one_everything(formed, eventually):
+    """A worker that is cut off for a second keeps its tasks; one without power loses them."""
+    create = ("service", "create", "-d", "--name", "moved", "--replicas", "5")
+    formed.docker("m1", *create, "bb:1", "sleep", "1000")
+    eventually(lambda: len(formed.pids("m1")) == 5, what="five tasks run")
+    before = formed.pids("m1")
+    formed.lab.cut("w1")
+    time.sleep(1.0)
+    formed.lab.heal()
+    eventually(lambda: formed.nodes("m1")["w1"]["Status"]["State"] == "ready")
+    assert formed.pids("m1") == before
+
+    gone = formed.nodes("m1")["w1"]["ID"]
+    formed.lab.kill("w1")
+    eventually(
+        lambda: len(formed.pids("m1")) == 5 and all(node != gone for node, _ in formed.pids("m1")),
+        what="the tasks run elsewhere",
+    )
+    elsewhere = formed.pids("m1")
+    formed.lab.start("w1")
+    eventually(lambda: formed.nodes("m1")["w1"]["Status"]["State"] == "ready")
+    assert formed.pids("m1") == elsewhere
+    formed.docker("m1", "service", "rm", "moved")
+
+
+def test_workers_go_on_without_managers(formed, eventually):
+    """With all managers' daemons down containers run on, and are the same when one leads again."""
+    create = ("service", "create", "-d", "--name", "alone", "--replicas", "5")
+    formed.docker("m1", *create, "bb:1", "sleep", "1000")
+    eventually(lambda: len(formed.pids("m1")) == 5, what="five tasks run")
+    before = formed.pids("m1")
+    for name in ("m1", "m2", "m3"):
+        formed.lab.kill_daemon(name)
+    formed.lab.kill_daemon("w2")
+    for name in ("w2", "m1", "m2", "m3"):
+        formed.lab.start(name)
+    eventually(
+        lambda: all(n["Status"]["State"] == "ready" for n in formed.nodes("m1").values()),
+        what="all are ready",
+    )
+    assert formed.pids("m1") == before
