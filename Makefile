@@ -1,5 +1,5 @@
 # The newcomer's two commands: `make demo` and `make test`. Both do all their set-up.
-.PHONY: setup demo test check fmt sim bench torture gen clean unit integration
+.PHONY: setup demo test check fmt sim bench torture engine gen clean unit integration
 
 PY := .venv/bin/python
 # The docker client that `setup` may have put there, behind one that the machine has.
@@ -46,6 +46,10 @@ bench: setup
 torture: setup
 	$(PY) tests/torture/raft/run.py --system ours --minutes $(MINUTES) --verbose
 	$(PY) tests/torture/raft/run.py --system pysyncobj --minutes 5 --until-lost; test $$? -eq 1
+
+# The demo inside one privileged container of a Docker engine, which the test starts itself.
+engine: setup
+	SWARM_DOCKER_TESTS=1 $(PY) -m pytest -rs tests/integration/lab/test_docker_engine.py
 
 # Renews generated code and golden files; look at the difference before you commit it.
 gen: setup
