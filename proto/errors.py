@@ -87,6 +87,18 @@ class DeniedError(SwarmError):
     http_status = 403
 
 
+class RemovedError(DeniedError):
+    """The caller's node is no longer in the cluster; it will not be let in again."""
+
+    def __init__(self, node_id: str, *, is_known: bool = False) -> None:
+        """Name the node and the way back; `is_known`: its removal is on record."""
+        what = "was removed from" if is_known else "is not in"
+        super().__init__(
+            f"node {node_id} {what} this cluster: run swarm leave on it, then join anew"
+        )
+        self.node_id = node_id
+
+
 class UnavailableError(SwarmError):
     """This node cannot serve the request now."""
 

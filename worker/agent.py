@@ -22,7 +22,7 @@ import structlog
 
 from overlay.api import NodeNetwork
 from proto.clock import Clock
-from proto.errors import DeniedError, NotFoundError, SwarmError, UnavailableError
+from proto.errors import DeniedError, NotFoundError, RemovedError, SwarmError, UnavailableError
 from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
 from proto.objects import Node, NodeDescription
 from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
@@ -65,6 +65,7 @@ class Agent:
     Attributes:
         volumes: the node's volumes.
         node: this node as the manager last described it; None before the first session.
+        refusal: why the managers will not let this node in again; "" while they may.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Agent:
         self._rng = rng
         self.volumes = VolumeStore(state_dir)
         self.node: Node | None = None
+        self.refusal = ""
         self._table = TaskTable()
         self._reporter = Reporter(node_id, dispatcher, rng)
         self._facts = NodeFacts(
@@ -316,6 +318,12 @@ class Agent:
                 log.warning("session_lost", node_id=self._node_id, error=error.message)
             except TimeoutError:
                 log.warning("session_lost", node_id=self._node_id, error="no manager answered")
+            except RemovedError as error:
+                backoff.slow_down()
+                self.refusal = error.message
+                log.error("node_removed", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- as below
+                # Others run its tasks by now, and nobody will ever tell it to stop them.
+                self._obey(CompleteAssignments(()))
             except DeniedError as error:
                 backoff.slow_down()
                 log.error("session_denied", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
@@ -331,13 +339,17 @@ class Agent:
     async def _one_session(self, backoff: Backoff) -> None:
         async with asyncio.timeout(REGISTER_SECONDS_MAX):
             self.node = await self._dispatcher.register(self._node_id, self._description)
+        self.refusal = ""
         log.info("session_opened", node_id=self._node_id)
         self._reporter.open()
         async with _closed_after(self._dispatcher.assignments(self._node_id)) as messages:
             async for message in messages:
                 backoff.reset()
-                self._store(message)
-                self._take(message)
+                self._obey(message)
+
+    def _obey(self, message: AssignmentMessage) -> None:
+        self._store(message)
+        self._take(message)
 
     def _store(self, message: AssignmentMessage) -> None:
         assert self._db is not None

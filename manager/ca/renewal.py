@@ -70,7 +70,8 @@ class Renewer:
         self._request = request
         self._clock = clock
         self._rng = rng
-        self._hurried = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._is_hurried = False
         self._renewing = asyncio.Lock()
         # The certificate is stored, but the authority was not told yet.
         self._is_untold = False
@@ -78,7 +79,14 @@ class Renewer:
 
     def hurry(self) -> None:
         """Renew at once: the root changes, or the role did. Asked in vain, it costs a renewal."""
-        self._hurried.set()
+        self._is_hurried = True
+        self._woken.set()
+
+    def confirm(self) -> None:
+        """Tell the authority soon what this node holds and trusts: the roots changed."""
+        self._is_untold = True
+        self._due = self._clock.wall()
+        self._woken.set()
 
     async def renew_now(self) -> None:
         """Renew once.
@@ -95,8 +103,8 @@ class Renewer:
         self._due = self._draw()
         while True:
             await self._wait()
-            is_hurried = self._hurried.is_set()
-            self._hurried.clear()
+            is_hurried, self._is_hurried = self._is_hurried, False
+            self._woken.clear()
             try:
                 async with self._renewing:
                     await (self._tell() if self._is_untold and not is_hurried else self._renew())
@@ -122,13 +130,13 @@ class Renewer:
 
     async def _wait(self) -> None:
         """Wait until it is time, or hurried."""
-        while not self._hurried.is_set():
+        while not self._woken.is_set():
             rest = self._due - self._clock.wall()
             if rest <= 0:
                 return
             try:
                 async with asyncio.timeout(min(rest, NAP_SECONDS_MAX)):
-                    await self._hurried.wait()
+                    await self._woken.wait()
             except TimeoutError:
                 continue
 

@@ -34,7 +34,7 @@ from manager.nodeport.remotes import ManagerPeer
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Transaction
 from proto.clock import Clock
-from proto.errors import InvalidError, SwarmError
+from proto.errors import SwarmError
 from proto.ids import NodeID
 from proto.objects import (
     Cluster,
@@ -66,6 +66,7 @@ class Manager:
         switch: DispatcherSwitch,
         hurry_renewal: Callable[[], None],
         follow: Callable[[], None],
+        trust: Callable[[bytes], None],
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -78,6 +79,7 @@ class Manager:
             switch: is told who dispatches to this node's agent.
             hurry_renewal: renews this node's certificate soon.
             follow: lets this node's agent ask another manager; called when another leads.
+            trust: takes the roots that the cluster trusts now.
             clock: for everything.
             rng: for everything.
         """
@@ -89,6 +91,7 @@ class Manager:
         self._switch = switch
         self._hurry_renewal = hurry_renewal
         self._follow = follow
+        self._trust = trust
         self._clock = clock
         self._rng = rng
         self._supervisor = Supervisor()
@@ -204,22 +207,13 @@ class Manager:
                 for cluster in view.clusters:
                     await self.seal()
                     roots = root_certificates_pem(cluster).encode()
-                    self._trust(roots)
+                    if roots != self._credentials.source().roots_pem:
+                        self._trust(roots)
                 node = view.nodes.get(node_id)
                 if node is not None and self.store.term and self._rotator.must_renew(node):
                     self._hurry_renewal()
                 await anext(watch)
                 watch.drain()
-
-    def _trust(self, roots_pem: bytes) -> None:
-        if roots_pem == self._credentials.source().roots_pem:
-            return
-        try:
-            self._credentials.set_roots(roots_pem)
-        except InvalidError as error:
-            # Nobody would trust this node's own certificate: it has to be renewed first.
-            log.warning("roots_not_taken", error=error.message)
-            self._hurry_renewal()
 
     async def seal(self) -> None:
         """Let the keys on this disk follow the cluster's unlock key."""

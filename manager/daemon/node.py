@@ -68,6 +68,7 @@ from manager.httpapi.backend import (
     Quorum,
     RemoteManager,
 )
+from manager.httpapi.tls import throwaway_credentials
 from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.store import Watch
 from overlay.api import NodeNetwork
@@ -184,6 +185,7 @@ class SwarmNode:
         self._resources = Resources(config, images)
         self._identity: Identity | None = None
         self._credentials: NodeCredentials | None = None
+        self._shown = b""
         self._renewer: Renewer | None = None
         self._remotes = Remotes()
         self._client: DispatcherClient | None = None
@@ -200,14 +202,16 @@ class SwarmNode:
         """Take up the membership that the disk holds; an unusable one is shown, no end."""
         async with self._changing:
             try:
-                self._identity = read_identity(self._config.identity_file)
-                if self._identity is None:
+                identity = self._identity = read_identity(self._config.identity_file)
+                if identity is None:
                     return
-                self._start_agent(self._identity)
-                await self._take_up(self._identity, None)
-            except LockedError:
-                self._is_locked = True
-                log.warning("swarm_locked")
+                self._start_agent(identity)
+                try:
+                    await self._take_up(identity, None)
+                except LockedError:
+                    self._is_locked = True
+                    log.warning("swarm_locked")
+                    await self._serve_locked(identity)
             except SwarmError as error:
                 self._error = error.message
                 log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- it is the whole story
@@ -295,6 +299,21 @@ class SwarmNode:
         self._is_locked = False
         self._error = ""
 
+    async def _serve_locked(self, identity: Identity) -> None:
+        """Tell those who want to join that this manager is locked: its own key is sealed."""
+        if self.serve_tls is None:
+            return
+        credentials = throwaway_credentials(self._clock.wall())
+        try:
+            self._listener = await self.serve_tls(identity.listen_addr, lambda: credentials)
+        except SwarmError as error:
+            log.warning("api_not_served", error=error.message)
+
+    async def _stop_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
+
     async def _abandon(self, membership: Membership) -> None:
         """Close a membership that could not be taken up."""
         if self._manager is not None:
@@ -317,6 +336,7 @@ class SwarmNode:
         assert self._credentials is None
         self._identity = identity
         self._credentials = credentials
+        self._shown = credentials.source().certificate_pem
         credentials.subscribe(self._credentials_changed)
         renewer = Renewer(credentials, self._request_certificate, clock=self._clock, rng=self._rng)
         self._renewer = renewer
@@ -329,10 +349,29 @@ class SwarmNode:
 
     def _credentials_changed(self) -> None:
         """Let whatever shows the certificate take up the new one."""
+        assert self._credentials is not None
+        certificate_pem = self._credentials.source().certificate_pem
+        if self._client is not None and certificate_pem != self._shown:
+            # A session is as good as the certificate that it was opened with.
+            self._client.interrupt("the certificate changed")
+        self._shown = certificate_pem
         if self._manager is not None:
             self._manager.credentials_changed()
         if self._listener is not None:
             self._listener.reload()
+
+    def _trust(self, roots_pem: bytes) -> None:
+        """Trust these roots from now on, and let the authority know that this node does."""
+        if self._credentials is None or self._renewer is None:
+            return
+        try:
+            self._credentials.set_roots(roots_pem)
+        except InvalidError as error:
+            # Nobody would trust this node's own certificate: it has to be renewed first.
+            log.warning("roots_not_taken", error=error.message)
+            self._renewer.hurry()
+        else:
+            self._renewer.confirm()
 
     def _hurry_renewal(self) -> None:
         if self._renewer is not None:
@@ -402,10 +441,7 @@ class SwarmNode:
             return
         self._remember(session.managers)
         if session.roots_pem and session.roots_pem != self._credentials.source().roots_pem:
-            try:
-                self._credentials.set_roots(session.roots_pem)
-            except InvalidError as error:
-                log.warning("roots_not_taken", error=error.message)
+            self._trust(session.roots_pem)
         wanted = "manager" if session.node.role is NodeRole.MANAGER else "worker"
         if wanted != self._identity.role:
             self._begin(self._change_role(wanted), "role")
@@ -536,11 +572,13 @@ class SwarmNode:
             switch=self._dispatcher,
             hurry_renewal=self._hurry_renewal,
             follow=self._ensure_client,
+            trust=self._trust,
             clock=self._clock,
             rng=self._rng,
         )
         self._manager = manager
         if self.serve_tls is not None:
+            await self._stop_listener()  # that of a locked manager
             self._listener = await self.serve_tls(identity.listen_addr, credentials.source)
         await manager.start()
         self._watchdog = asyncio.create_task(self._reopen_when_broken(manager))
@@ -575,9 +613,7 @@ class SwarmNode:
             self._watchdog.cancel()
             await asyncio.gather(self._watchdog, return_exceptions=True)
         self._watchdog = None
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            await listener.close()
+        await self._stop_listener()
         manager, self._manager = self._manager, None
         if manager is not None:
             try:
@@ -997,12 +1033,16 @@ class SwarmNode:
         """The product's version."""
         return self._machine.version
 
+    def _reason(self) -> str:
+        """Say why this node cannot take part in its swarm; "" if it can."""
+        return self._error or (self.agent.refusal if self.agent is not None else "")
+
     @property
     def state(self) -> LocalNodeState:
         """The membership's state in `docker info`'s words."""
         if self._is_locked:
             return "locked"
-        if self._error:
+        if self._reason():
             return "error"
         return "active" if self._identity is not None else "inactive"
 
@@ -1014,7 +1054,7 @@ class SwarmNode:
             self._config,
             identity=self._identity,
             state=self.state,
-            error=self._error,
+            error=self._reason(),
             view=self._manager.store.view() if self._manager is not None else None,
             remotes=self._remotes.peers() if self._identity is not None else (),
             runtime=self._runtime_facts,

@@ -34,6 +34,7 @@ from proto.clock import Clock
 from proto.errors import (
     DeniedError,
     InvalidError,
+    RemovedError,
     SwarmError,
     UnavailableError,
 )
@@ -194,7 +195,7 @@ class DispatcherCore:
 
         Raises:
             NotLeaderError: another manager leads.
-            DeniedError: the node is not in the cluster, or no longer.
+            RemovedError: the node is not in the cluster, or no longer.
             UnavailableError: it registers too often, or the change could not be stored.
         """
         await self._wait_started()
@@ -378,7 +379,7 @@ class DispatcherCore:
             self._returning.discard(node_id)
             if session is not None:
                 del self._sessions[node_id]
-                session.close(DeniedError(f"node {node_id} was removed from this cluster"))
+                session.close(RemovedError(node_id, is_known=True))
             return
         assert isinstance(node, Node)
         if node.status.state is NodeState.DOWN:
@@ -588,7 +589,7 @@ def _registration(
     def write(tx: Transaction) -> Node:
         node = tx.nodes.get(node_id)
         if node is None:
-            raise DeniedError(f"node {node_id} is not in this cluster; it must join anew")
+            raise RemovedError(node_id)
         status = NodeStatus(state=NodeState.READY, addr=address or node.status.addr)
         return tx.update(
             msgspec.structs.replace(node, description=description, status=status, down_since=0.0)

@@ -23,7 +23,13 @@ from manager.nodeport.errors import abort
 from manager.nodeport.peer import identity_of
 from manager.store import Store, View
 from proto.clock import Clock
-from proto.errors import DeniedError, InvariantViolationError, NotImplementedYetError, SwarmError
+from proto.errors import (
+    DeniedError,
+    InvariantViolationError,
+    NotImplementedYetError,
+    RemovedError,
+    SwarmError,
+)
 from proto.ids import ClusterID, NodeID
 from raft.transport.channels import Guard
 from raft.transport.identity import MANAGER_ROLE, WORKER_ROLE, Identity
@@ -92,15 +98,16 @@ def check_member(view: View, node_id: NodeID, *, is_leader: bool, is_raft: bool 
     the list of removed nodes counts, besides the log's own members.
 
     Raises:
-        DeniedError: with the reason.
+        RemovedError: it is not.
     """
     if node_id in view.nodes:
         return
     for cluster in view.clusters:
         if any(removed.id == node_id for removed in cluster.removed_nodes):
-            raise DeniedError(f"node {node_id} was removed from this cluster; it must join anew")
+            raise RemovedError(node_id, is_known=True)
     if is_leader and not is_raft:
-        raise DeniedError(f"node {node_id} is not in this cluster; it must join anew")
+        # Its certificate is the cluster's, so it was in it once.
+        raise RemovedError(node_id)
 
 
 class _Authorizer(Guard):

@@ -42,7 +42,7 @@ def test_locked_manager_says_so_until_unlocked(locked, eventually):
     for method, url in (("GET", "/nodes"), ("GET", "/services"), ("GET", "/swarm")):
         assert LOCKED in locked.refused("m3", method, url)
     said, _ = locked.join_refused("w1", "m3", locked.tokens("m1")["Worker"])
-    assert said
+    assert LOCKED in said
     assert locked.state("w1") == "inactive"
     locked.docker("m3", "images")
     said = locked.refused("m3", "POST", "/swarm/unlock", {"UnlockKey": "SWMKEY-1-" + "A" * 43})

@@ -114,6 +114,49 @@ def test_short_cut_moves_nothing_and_a_long_one_everything(formed, eventually):
     formed.docker("m1", "service", "rm", "moved")
 
 
+def test_removed_node_says_so_and_stops_its_containers(formed, eventually):
+    """A node that was removed while it was off is not let in, says why, and runs nothing."""
+    create = ("service", "create", "-d", "--name", "all", "--mode", "global")
+    formed.docker("m1", *create, "bb:1", "sleep", "1000")
+    eventually(lambda: len(formed.pids("m1")) == 5, what="five tasks run")
+    gone = formed.nodes("m1")["w1"]["ID"]
+    formed.lab.kill_daemon("w1")
+    containers = formed.host("w1").state / "containers"
+    assert len([*containers.iterdir()]) >= 1
+    formed.docker("m1", "node", "rm", "--force", gone)
+    formed.lab.start("w1")
+    eventually(lambda: formed.state("w1") == "error", what="w1 knows")
+    said = formed.api("w1", "GET", "/info")["Swarm"]["Error"]
+    assert f"node {gone} was removed" in said
+    assert "swarm leave" in said
+    eventually(lambda: not [*containers.glob("[!.]*")], what="its containers are gone")
+    formed.docker("w1", "swarm", "leave")
+    assert formed.state("w1") == "inactive"
+    formed.join("w1", "m2", formed.tokens("m2")["Worker"])
+    eventually(lambda: len(formed.pids("m1")) == 5, what="it has a task again")
+    formed.docker("m1", "service", "rm", "all")
+
+
+def test_root_is_rotated_to_the_end_everywhere(formed, eventually):
+    """Every node ends on the new root alone, its containers run on, and managers still talk."""
+    create = ("service", "create", "-d", "--name", "kept", "--replicas", "5")
+    formed.docker("m1", *create, "bb:1", "sleep", "1000")
+    eventually(lambda: len(formed.pids("m1")) == 5, what="five tasks run")
+    before = formed.pids("m1")
+    old = formed.api("m1", "GET", "/swarm")["TLSInfo"]["TrustRoot"]
+    formed.docker("m2", "swarm", "ca", "--rotate", "--quiet")
+
+    def is_new_everywhere():
+        cluster = formed.api("m1", "GET", "/swarm")
+        roots = {n["Description"]["TLSInfo"].get("TrustRoot") for n in formed.nodes("m1").values()}
+        new = cluster["TLSInfo"]["TrustRoot"]
+        return not cluster.get("RootRotationInProgress") and new != old and roots == {new}
+
+    eventually(is_new_everywhere, what="all nodes trust the new root")
+    assert formed.pids("m1") == before
+    formed.docker("m3", "service", "rm", "kept")
+
+
 def test_workers_go_on_without_managers(formed, eventually):
     """With all managers' daemons down containers run on, and are the same when one leads again."""
     create = ("service", "create", "-d", "--name", "alone", "--replicas", "5")
