@@ -28,7 +28,7 @@ from manager.ca.chain import (
     public_key_base64,
     subject_base64,
 )
-from manager.ca.root import BACKDATE_SECONDS
+from manager.ca.root import BACKDATE_SECONDS, key_usage
 from manager.ca.tokens import root_digest
 from proto.errors import InvalidError
 from proto.ids import ClusterID, NodeID
@@ -196,20 +196,7 @@ def _node_certificate(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=True,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                key_cert_sign=False,
-                crl_sign=False,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
+        .add_extension(key_usage(is_authority=False), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage(
                 [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

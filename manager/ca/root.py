@@ -29,6 +29,21 @@ class RootCA(msgspec.Struct, frozen=True):
         return "RootCA(hidden)"
 
 
+def key_usage(*, is_authority: bool) -> x509.KeyUsage:
+    """Say what a key is for: an authority's signs certificates, a node's signs handshakes."""
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 def create_root(now: float) -> RootCA:
     """Make a self-signed ECDSA P-256 authority that is valid for 20 years.
 
@@ -50,20 +65,7 @@ def create_root(now: float) -> RootCA:
         .not_valid_before(moment - dt.timedelta(seconds=BACKDATE_SECONDS))
         .not_valid_after(moment + dt.timedelta(seconds=VALIDITY_SECONDS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=False,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                key_cert_sign=True,
-                crl_sign=True,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
+        .add_extension(key_usage(is_authority=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )

@@ -47,7 +47,7 @@ from manager.ca.issue import (
     issuer_names,
     signer_of,
 )
-from manager.ca.root import BACKDATE_SECONDS, create_root
+from manager.ca.root import BACKDATE_SECONDS, create_root, key_usage
 from manager.ca.tokens import new_join_token
 from manager.store.tables import View
 from proto.errors import InvalidError
@@ -210,20 +210,7 @@ def cross_sign(old_certificate_pem: str, old_key_pem: str, new_pem: str, now: fl
         .not_valid_before(moment - dt.timedelta(seconds=BACKDATE_SECONDS))
         .not_valid_after(min(new.not_valid_after_utc, old.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=False,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                key_cert_sign=True,
-                crl_sign=True,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
+        .add_extension(key_usage(is_authority=True), critical=True)
         .add_extension(identifier, critical=False)
         .add_extension(authority_key_identifier(old), critical=False)
         .sign(load_signing_key(old_key_pem.encode(), "the present root's key"), hashes.SHA256())

@@ -1,14 +1,11 @@
-"""TLS as both ends of the API port speak it: 1.2 or newer, ECDHE, AEAD ciphers only.
-
-The private key is never written to a disk to be loaded: OpenSSL reads it from a file in memory.
-"""
+"""TLS as both ends of the API port speak it: 1.2 or newer, ECDHE, AEAD ciphers only."""
 
 from __future__ import annotations
 
-import os
 import ssl
 from functools import lru_cache
 
+from manager.ca.tls import load_identity
 from raft.transport.identity import Credentials, Identity, read_identity
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -24,7 +21,7 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.num_tickets = 0
     context.load_verify_locations(cadata=credentials.roots_pem.decode("ascii"))
-    _load_identity(context, credentials)
+    load_identity(context, credentials)
     return context
 
 
@@ -39,7 +36,7 @@ def client_context(roots_pem: str, credentials: Credentials | None = None) -> ss
     _restrict(context)
     context.load_verify_locations(cadata=roots_pem)
     if credentials is not None:
-        _load_identity(context, credentials)
+        load_identity(context, credentials)
     return context
 
 
@@ -71,13 +68,3 @@ def _restrict(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(_PROTOCOLS)
-
-
-def _load_identity(context: ssl.SSLContext, credentials: Credentials) -> None:
-    descriptor = os.memfd_create("swarm-identity", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(credentials.certificate_pem.rstrip() + b"\n" + credentials.key_pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)

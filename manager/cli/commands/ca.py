@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from manager.cli.clusterspec import external_ca, merged
+from manager.cli.clusterspec import merged
 from manager.cli.commands import common
-from manager.cli.commands.cluster import put_cluster
-from manager.cli.durations import parse_duration
+from manager.cli.commands.cluster import CERT_EXPIRY, EXTERNAL_CA, put_cluster
 from manager.cli.errors import CommandError
 from manager.cli.flags import Flag, Flags
 from manager.cli.program import Console, Spec
@@ -140,27 +139,14 @@ CA = Spec(
             "",
             _pem_file,
         ),
-        Flag(
-            "cert-expiry",
-            "duration",
-            "Validity period for node certificates (ns|us|ms|s|m|h) (default 2160h0m0s)",
-            "",
-            parse_duration,
-        ),
+        CERT_EXPIRY,
         Flag(
             "detach",
             "",
             "Exit immediately instead of waiting for the root rotation to converge",
             "d",
         ),
-        Flag(
-            "external-ca",
-            "external-ca",
-            "Specifications of one or more certificate signing endpoints",
-            "",
-            external_ca,
-            many=True,
-        ),
+        EXTERNAL_CA,
         Flag("quiet", "", "Suppress progress output", "q"),
         Flag(
             "rotate",

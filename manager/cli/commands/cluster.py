@@ -215,14 +215,23 @@ _ADDRESSES = (
         listen_address,
     ),
 )
+CERT_EXPIRY = Flag(
+    "cert-expiry",
+    "duration",
+    "Validity period for node certificates (ns|us|ms|s|m|h) (default 2160h0m0s)",
+    "",
+    parse_duration,
+)
+EXTERNAL_CA = Flag(
+    "external-ca",
+    "external-ca",
+    "Specifications of one or more certificate signing endpoints",
+    "",
+    external_ca,
+    many=True,
+)
 _SETTINGS = (
-    Flag(
-        "cert-expiry",
-        "duration",
-        "Validity period for node certificates (ns|us|ms|s|m|h) (default 2160h0m0s)",
-        "",
-        parse_duration,
-    ),
+    CERT_EXPIRY,
     Flag(
         "dispatcher-heartbeat",
         "duration",
@@ -230,14 +239,7 @@ _SETTINGS = (
         "",
         parse_duration,
     ),
-    Flag(
-        "external-ca",
-        "external-ca",
-        "Specifications of one or more certificate signing endpoints",
-        "",
-        external_ca,
-        many=True,
-    ),
+    EXTERNAL_CA,
     Flag("max-snapshots", "uint", "Number of additional Raft snapshots to retain", "", unsigned),
     Flag(
         "snapshot-interval",

@@ -1,0 +1,377 @@
+"""Changes of the membership that a user asks for: begin, join, leave, unlock, force.
+
+Changes are serialised, and each writes the identity last or removes it first, so that a crash in
+between leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+import structlog
+
+from manager.ca.credentials import NodeCredentials
+from manager.ca.external_rules import check_external_cas
+from manager.ca.issue import new_key_and_csr
+from manager.daemon.addresses import (
+    join_port,
+    resolve_advertise,
+    resolve_listen,
+    split_port,
+)
+from manager.daemon.identity import Identity, remove_identity, write_identity
+from manager.daemon.machine import (
+    Machine,
+    address_towards,
+    describe,
+    machine_addresses,
+)
+from manager.daemon.manager import Manager, leave_group
+from manager.daemon.membership import (
+    Membership,
+    NewCluster,
+    node_port_address,
+)
+from manager.daemon.place import Place
+from manager.daemon.remembered import (
+    RememberedMember,
+    write_remembered,
+)
+from manager.httpapi.backend import (
+    InitRequest,
+    Joined,
+    JoinRequest,
+)
+from manager.nodeport.remotes import ManagerPeer, Remotes
+from proto.errors import (
+    ConflictError,
+    InvalidError,
+    LockedError,
+    SwarmError,
+    UnavailableError,
+)
+from proto.ids import NodeID
+from proto.objects import Node, NodeRole, NodeState
+from raft.keys import Kek, KeyRing
+from raft.node import force_cluster_of_one
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# How long `swarm init` and `swarm join` wait for the node's own worker to report.
+READY_SECONDS_MAX = 5.0
+# How long a node that joins as a manager waits for its vote.
+VOTER_SECONDS_MAX = 20.0
+# How long a manager that leaves waits for the others to let it go.
+FAREWELL_SECONDS_MAX = 5.0
+
+NOT_IN_SWARM = (
+    'This node is not a swarm manager. Use "swarm init" or "swarm join" to connect this node '
+    "to swarm and try again."
+)
+_ALREADY_IN_SWARM = (
+    'This node is already part of a swarm. Use "swarm leave" to leave this swarm and join '
+    "another one."
+)
+_LAST_MANAGER = (
+    "You are attempting to leave the swarm on a node that is participating as a manager. "
+    "Removing the last manager erases all current state of the swarm. Use `--force` to ignore "
+    "this message."
+)
+_MANAGER_LEAVES = (
+    "You are attempting to leave the swarm on a node that is participating as a manager. "
+    "Demote it first (swarm node demote), or use `--force`: {rest}"
+)
+
+
+class Changes(Place):
+    """See the module."""
+
+    async def swarm_init(self, request: InitRequest) -> str:
+        """Begin a cluster of which this node is the manager; return its ID."""
+        async with self._changing:
+            if request.force_new_cluster and self._identity is not None:
+                return await self._force_new_cluster(self._identity)
+            if self._identity is not None:
+                raise UnavailableError(_ALREADY_IN_SWARM)
+            if request.force_new_cluster:
+                raise UnavailableError(
+                    "there is no cluster on this node to make a new one from; "
+                    "leave out --force-new-cluster"
+                )
+            check_external_cas(request.spec)
+            listen_addr = resolve_listen(request.listen_addr)
+            advertise_addr = resolve_advertise(
+                request.advertise_addr, listen_addr, machine_addresses()
+            )
+            # What an interrupted init or leave left behind belongs to no swarm.
+            self._clear_all()
+            membership, founding = await Membership.create(
+                self._config.raft_dir,
+                _new_cluster(request, advertise_addr, self._machine),
+                clock=self._clock,
+                rng=self._rng,
+                settings=self._settings,
+                files=self._files,
+            )
+            identity = Identity(
+                node_id=founding.node_id,
+                cluster_id=founding.cluster_id,
+                role="manager",
+                advertise_addr=advertise_addr,
+                listen_addr=listen_addr,
+                data_path_addr=request.data_path_addr,
+            )
+            try:
+                credentials = await asyncio.to_thread(
+                    NodeCredentials.save_new,
+                    self._config.certificates_dir,
+                    certificate_pem=founding.certificate_pem,
+                    key_pem=founding.key_pem,
+                    roots_pem=founding.roots_pem,
+                    kek=membership.tls_keys()[0],
+                    files=self._files,
+                )
+                await self._begin_manager(identity, membership, credentials)
+                write_identity(self._config.identity_file, identity)
+            except BaseException:
+                await self._abandon(membership)
+                await self._forget()
+                raise
+            self._start_agent(identity)
+            log.info("swarm_initialised", node_id=founding.node_id, advertise_addr=advertise_addr)
+            manager = self._manager
+        assert manager is not None
+        await self._wait_for_agent(manager, founding.node_id)
+        return founding.node_id
+
+    @staticmethod
+    async def _wait_for_agent(manager: Manager, node_id: NodeID) -> None:
+        """Let `node ls` right after `swarm init` show what it will show from then on."""
+        store = manager.store
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX), store.watch(Node) as watch:
+                node = watch.view.nodes.get(node_id)
+                while node is not None and node.status.state is not NodeState.READY:
+                    await anext(watch)
+                    node = store.view().nodes.get(node_id)
+        except (TimeoutError, StopAsyncIteration):
+            # The cluster exists and says why the node is not ready; that is no failure to begin it.
+            log.warning("agent_not_ready", node_id=node_id, waited_seconds=READY_SECONDS_MAX)
+
+    async def swarm_join(self, request: JoinRequest) -> None:
+        """Join the swarm of a manager at one of the given addresses, by its token."""
+        async with self._changing:
+            if self._identity is not None:
+                raise UnavailableError(_ALREADY_IN_SWARM)
+            listen_addr = resolve_listen(request.listen_addr)
+            joined, advertise_addr, key_pem = await self._ask_to_join(request, listen_addr)
+            self._clear_all()
+            identity = Identity(
+                node_id=joined.node_id,
+                cluster_id=joined.cluster_id,
+                role="worker",
+                advertise_addr=advertise_addr,
+                listen_addr=listen_addr,
+                data_path_addr=request.data_path_addr,
+            )
+            try:
+                await self._enter(identity, joined, key_pem)
+            except BaseException:
+                await self._stop_manager()
+                await self._forget()
+                raise
+            self._start_agent(identity)
+            log.info("swarm_joined", node_id=joined.node_id, role=joined.role.name)
+        await self._wait_for_membership()
+
+    async def _ask_to_join(
+        self, request: JoinRequest, listen_addr: str
+    ) -> tuple[Joined, str, bytes]:
+        """Ask each remote address in turn; the last refusal is the one that is raised."""
+        if not request.remote_addrs:
+            raise InvalidError("at least 1 RemoteAddr is required to join")
+        from manager.httpapi.joinclient import fetch_certificate  # noqa: PLC0415 -- once in a life
+
+        key_pem, csr_pem = new_key_and_csr()
+        failure: SwarmError | None = None
+        for text in request.remote_addrs:
+            remote = join_port(*split_port(text, "remote address"))
+            advertise_addr = self._advertise(request, listen_addr, remote)
+            try:
+                joined = await fetch_certificate(
+                    remote,
+                    request.join_token,
+                    csr_pem,
+                    hostname=self._machine.hostname,
+                    availability=request.availability,
+                    address=split_port(advertise_addr, "advertise address")[0],
+                    now=self._clock.wall(),
+                )
+            except UnavailableError as error:
+                failure = error
+                continue
+            return joined, advertise_addr, key_pem
+        assert failure is not None
+        raise failure
+
+    def _advertise(self, request: JoinRequest, listen_addr: str, remote: str) -> str:
+        """Choose what to advertise: what was asked for, else the address that leads there."""
+        listen_host, listen_port = split_port(listen_addr, "listen address")
+        if not request.advertise_addr and listen_host in {"0.0.0.0", "::"}:  # noqa: S104 -- read only
+            own = address_towards(remote)
+            if own:
+                return join_port(own, listen_port)
+        return resolve_advertise(request.advertise_addr, listen_addr, machine_addresses())
+
+    async def _enter(self, identity: Identity, joined: Joined, key_pem: bytes) -> None:
+        """Keep what was got, become a manager if the token was one's, and write who we are."""
+        credentials = await asyncio.to_thread(
+            NodeCredentials.save_new,
+            self._config.certificates_dir,
+            certificate_pem=joined.certificate_pem,
+            key_pem=key_pem,
+            roots_pem=joined.roots_pem,
+            kek=None,
+            files=self._files,
+        )
+        self._use(identity, credentials)
+        self._remotes.add(ManagerPeer(peer.node_id, peer.addr) for peer in joined.managers)
+        write_remembered(
+            self._config.managers_file,
+            [RememberedMember(node_id=peer.node_id, address=peer.addr) for peer in joined.managers],
+        )
+        if joined.role is NodeRole.MANAGER:
+            await self._join_group(identity, credentials)
+        else:
+            write_identity(self._config.identity_file, identity)
+            self._ensure_client()
+
+    async def _wait_for_membership(self) -> None:
+        """Return when the node works as what it joined as, or has had time enough for it."""
+        seconds = VOTER_SECONDS_MAX if self._manager is not None else READY_SECONDS_MAX
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._is_settled():  # noqa: ASYNC110 -- several things change
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            log.warning("join_not_settled", waited_seconds=seconds)
+
+    def _is_settled(self) -> bool:
+        agent = self._resources.agent
+        if self._identity is None or (agent is not None and agent.node is not None):
+            return self._manager is None or self._manager.is_voter
+        return False
+
+    async def _force_new_cluster(self, identity: Identity) -> str:
+        """Make a cluster of this one manager out of what it has stored."""
+        if identity.role != "manager":
+            raise UnavailableError(
+                "this node is a worker: only a manager has the state that a new cluster needs"
+            )
+        if self._is_locked:
+            raise LockedError
+        kek = self._manager.membership.unlock_key() if self._manager is not None else None
+        await self._stop_manager()
+        await self._stop_client()
+        await self._drop_credentials()
+        self._remotes = Remotes()
+        try:
+            await asyncio.to_thread(self._force_log, identity, kek)
+            write_remembered(self._config.managers_file, ())
+            await self._take_up(identity, kek)
+        except SwarmError as error:
+            self._error = error.message  # a restart of the daemon tries again
+            raise
+        assert self._manager is not None
+        await self._manager.forget_others()
+        log.warning("new_cluster_forced", node_id=identity.node_id)
+        return identity.node_id
+
+    def _force_log(self, identity: Identity, kek: Kek | None) -> None:
+        keys = KeyRing.open(
+            self._config.raft_dir, kek, rng_bytes=self._rng.randbytes, files=self._files
+        )
+        try:
+            force_cluster_of_one(
+                self._config.raft_dir,
+                keys,
+                node_id=identity.node_id,
+                address=node_port_address(identity.advertise_addr),
+                rng=self._rng,
+                files=self._files,
+            )
+        finally:
+            keys.close()
+
+    async def swarm_leave(self, *, force: bool) -> None:
+        """Leave the swarm: every task's container goes, then the state."""
+        async with self._changing:
+            identity = self._identity
+            if identity is None:
+                raise UnavailableError("This node is not part of a swarm")
+            if identity.role == "manager" and not force:
+                raise UnavailableError(self._refusal_to_leave())
+            await self._stop_jobs()
+            if self._manager is not None and not self._manager.is_alone:
+                await self._leave_group(self._manager)
+            remove_identity(self._config.identity_file)
+            await self._stop_manager()
+            if self._resources.agent is not None:
+                await self._resources.agent.leave()
+            await self._stop_client(is_goodbye=True)
+            await self._stop_agent()
+            await self._network.destroy()
+            await self._forget()
+            log.info("swarm_left")
+
+    async def _leave_group(self, manager: Manager) -> None:
+        """Have the other managers go on without this one, if they are enough."""
+        from manager.daemon.asking import leave  # noqa: PLC0415 -- grpc only when it is needed
+
+        if manager.store.term:
+            with contextlib.suppress(SwarmError):
+                await manager.raft.transfer_leadership()
+        await leave_group(lambda: leave(self._leader_client()), FAREWELL_SECONDS_MAX)
+
+    def _refusal_to_leave(self) -> str:
+        if self._manager is None or self._manager.is_alone:
+            return _LAST_MANAGER
+        reachable, total, _ = self._manager.quorum()
+        left = total - 1
+        if reachable - 1 > left // 2:
+            rest = f"the other {left} managers go on."
+        else:
+            rest = (
+                f"of the other {left} managers {reachable - 1} can be reached: "
+                "without a majority the swarm cannot be managed."
+            )
+        return _MANAGER_LEAVES.format(rest=rest)
+
+    async def swarm_unlock(self, key: str) -> None:
+        """Open the manager's sealed keys with the operator's unlock key."""
+        async with self._changing:
+            if self._identity is None:
+                raise UnavailableError(NOT_IN_SWARM)
+            if not self._is_locked:
+                raise ConflictError("swarm is not locked")
+            try:
+                await self._take_up(self._identity, Kek.parse(key))
+            except InvalidError as error:
+                raise InvalidError("swarm could not be unlocked: invalid key provided") from error
+
+
+def _new_cluster(request: InitRequest, advertise_addr: str, machine: Machine) -> NewCluster:
+    spec = request.spec
+    if request.auto_lock:
+        spec = msgspec.structs.replace(spec, auto_lock_managers=True)
+    return NewCluster(
+        spec=spec,
+        availability=request.availability,
+        description=describe(machine),
+        advertise_addr=advertise_addr,
+        default_address_pool=request.default_addr_pool or ("10.0.0.0/8",),
+        subnet_size=request.subnet_size or 24,
+        data_path_port=request.data_path_port or 4789,
+    )

@@ -1,0 +1,579 @@
+"""A node's place in its cluster: what it is made of while it is in one, and how that is taken up.
+
+The first of three layers of one class: the place is taken up from the disk, its role follows what
+the cluster wants, and it is given up again. `changes` joins and leaves on a user's word; `node` is
+what the Engine API calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+
+from manager.ca.credentials import NodeCredentials
+from manager.ca.renewal import Renewer
+from manager.daemon.addresses import (
+    split_port,
+)
+from manager.daemon.config import DaemonConfig
+from manager.daemon.identity import Identity, write_identity
+from manager.daemon.machine import (
+    Machine,
+    RuntimeFacts,
+    describe,
+)
+from manager.daemon.manager import Manager
+from manager.daemon.membership import (
+    Admission,
+    Membership,
+    node_port_address,
+)
+from manager.daemon.remembered import (
+    RememberedMember,
+    read_remembered,
+    to_raft,
+    write_remembered,
+)
+from manager.daemon.resources import Resources
+from manager.daemon.supervisor import Supervisor
+from manager.dispatcher.switch import DispatcherSwitch
+from manager.httpapi.tls import throwaway_credentials
+from manager.nodeport.remotes import ManagerPeer, Remotes
+from overlay.api import NodeNetwork
+from proto.clock import Clock
+from proto.errors import (
+    CorruptError,
+    InvalidError,
+    SwarmError,
+    UnavailableError,
+)
+from proto.ids import NodeID
+from proto.objects import NodeRole
+from raft.files import Files
+from raft.keys import Kek
+from raft.node import Settings
+from raft.transport.identity import MANAGER_ROLE, Credentials
+from worker.agent import Agent
+from worker.images.store import ImageStore
+from worker.runtime.api import Runtime
+
+if TYPE_CHECKING:
+    from manager.dispatcher.client import DispatcherClient
+    from manager.dispatcher.session import Session
+    from manager.nodeport.leader import LeaderClient
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# How long to wait before a state that could not be opened after a fault is tried again.
+REOPEN_SECONDS = 2.0
+ROLE_RETRY_SECONDS = 1.0
+
+
+class TlsListener(Protocol):
+    """What serves the API on TLS."""
+
+    async def close(self) -> None:
+        """Stop."""
+
+    def reload(self) -> None:
+        """Show the present certificate from now on."""
+
+
+ServeTls = Callable[[str, Callable[[], Credentials]], Awaitable[TlsListener]]
+"""Serves the API on a listen address with credentials that are asked for."""
+
+
+class Place:
+    """See the module."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        machine: Machine,
+        *,
+        images: ImageStore,
+        runtime: Runtime,
+        runtime_facts: RuntimeFacts,
+        network: NodeNetwork,
+        clock: Clock,
+        rng: random.Random,
+        files: Files | None = None,
+    ) -> None:
+        """Compose a node of its parts; `start` takes up what the disk says.
+
+        `files` is the disk of the manager's state, the machine's own if not given.
+        """
+        self._config = config
+        self._machine = machine
+        self._images = images
+        self._runtime = runtime
+        self._runtime_facts = runtime_facts
+        self._network = network
+        self._clock = clock
+        self._rng = rng
+        self._files = files
+        # Set by the program; without it (in the simulator) no other node can reach this one.
+        self.serve_tls: ServeTls | None = None
+        self._settings = Settings(tick_seconds=config.raft_tick_seconds)
+        self._changing = asyncio.Lock()
+        self._supervisor = Supervisor()
+        self._dispatcher = DispatcherSwitch(self._on_session)
+        self._resources = Resources(config, images)
+        self._identity: Identity | None = None
+        self._credentials: NodeCredentials | None = None
+        self._shown = b""
+        self._renewer: Renewer | None = None
+        self._remotes = Remotes()
+        self._client: DispatcherClient | None = None
+        self._manager: Manager | None = None
+        self._listener: TlsListener | None = None
+        self._is_locked = False
+        self._error = ""
+        self._watchdog: asyncio.Task[None] | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def _start_agent(self, identity: Identity) -> None:
+        self._supervisor.start("agent", lambda: self._run_agent(identity))
+
+    async def _run_agent(self, identity: Identity) -> None:
+        """Run one agent to its end; a restart makes a new one, which adopts what runs."""
+        agent = Agent(
+            self._config.worker_dir,
+            identity.node_id,
+            describe(self._machine),
+            runtime=self._runtime,
+            images=self._images,
+            network=self._network,
+            dispatcher=self._dispatcher,
+            clock=self._clock,
+            rng=self._rng,
+            removed=self._resources.release_images,
+        )
+        self._resources.agent = agent
+        try:
+            await agent.run()
+        finally:
+            await self._network.close()
+
+    async def _stop_agent(self) -> None:
+        if self._resources.agent is not None:
+            await self._resources.agent.close()
+        await self._supervisor.stop("agent")
+        self._resources.agent = None
+
+    async def _take_up(self, identity: Identity, kek: Kek | None) -> None:
+        """Begin to work as what the disk says that this node is.
+
+        Raises:
+            LockedError: the keys are sealed and no key was given.
+            InvalidError: the key is not the one.
+            SwarmError: what is stored cannot be used.
+        """
+        remembered = read_remembered(self._config.managers_file)
+        self._remotes.add(
+            ManagerPeer(member.node_id, member.address)
+            for member in remembered
+            if member.node_id != identity.node_id
+        )
+        if identity.role == "worker":
+            credentials = await asyncio.to_thread(
+                NodeCredentials.open, self._config.certificates_dir, None, files=self._files
+            )
+            self._use(identity, credentials)
+            self._ensure_client()
+        else:
+            membership = await Membership.open(
+                self._config.raft_dir,
+                kek,
+                node_id=identity.node_id,
+                address=node_port_address(identity.advertise_addr),
+                peers=to_raft(remembered),
+                clock=self._clock,
+                rng=self._rng,
+                settings=self._settings,
+                files=self._files,
+            )
+            try:
+                credentials = await asyncio.to_thread(self._open_credentials, membership)
+                await self._begin_manager(identity, membership, credentials)
+            except BaseException:
+                await self._abandon(membership)
+                raise
+        self._is_locked = False
+        self._error = ""
+
+    async def _serve_locked(self, identity: Identity) -> None:
+        """Tell those who want to join that this manager is locked: its own key is sealed."""
+        if self.serve_tls is None:
+            return
+        credentials = throwaway_credentials(self._clock.wall())
+        try:
+            self._listener = await self.serve_tls(identity.listen_addr, lambda: credentials)
+        except SwarmError as error:
+            log.warning("api_not_served", error=error.message)
+
+    async def _stop_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
+
+    async def _abandon(self, membership: Membership) -> None:
+        """Close a membership that could not be taken up."""
+        if self._manager is not None:
+            await self._stop_manager()
+            return
+        with contextlib.suppress(SwarmError):  # the first error is the one to show
+            await membership.close()
+
+    def _open_credentials(self, membership: Membership) -> NodeCredentials:
+        """Open the certificate with whichever key of the ring fits; blocks."""
+        keys = membership.tls_keys()
+        if not keys:
+            raise CorruptError(str(self._config.raft_dir), 0, "the TLS key's key is missing")
+        credentials = NodeCredentials.open(
+            self._config.certificates_dir, keys[0], other_kek=keys[-1], files=self._files
+        )
+        if not credentials.is_sealed:
+            credentials.seal(keys[0])  # it became a manager just before it ended
+        return credentials
+
+    def _use(self, identity: Identity, credentials: NodeCredentials) -> None:
+        """Show this certificate from now on, and keep it from ending."""
+        assert self._credentials is None
+        self._identity = identity
+        self._credentials = credentials
+        self._shown = credentials.source().certificate_pem
+        credentials.subscribe(self._credentials_changed)
+        renewer = Renewer(credentials, self._request_certificate, clock=self._clock, rng=self._rng)
+        self._renewer = renewer
+        self._supervisor.start("renewer", renewer.run)
+
+    async def _drop_credentials(self) -> None:
+        await self._supervisor.stop("renewer")
+        self._renewer = None
+        self._credentials = None
+
+    def _credentials_changed(self) -> None:
+        """Let whatever shows the certificate take up the new one."""
+        assert self._credentials is not None
+        certificate_pem = self._credentials.source().certificate_pem
+        if self._client is not None and certificate_pem != self._shown:
+            # A session is as good as the certificate that it was opened with.
+            self._client.interrupt("the certificate changed")
+        self._shown = certificate_pem
+        if self._manager is not None:
+            self._manager.credentials_changed()
+        if self._listener is not None:
+            self._listener.reload()
+
+    def _trust(self, roots_pem: bytes) -> None:
+        """Trust these roots from now on, and let the authority know that this node does."""
+        if self._credentials is None or self._renewer is None:
+            return
+        try:
+            self._credentials.set_roots(roots_pem)
+        except InvalidError as error:
+            # Nobody would trust this node's own certificate: it has to be renewed first.
+            log.warning("roots_not_taken", error=error.message)
+            self._renewer.hurry()
+        else:
+            self._renewer.confirm()
+
+    def _hurry_renewal(self) -> None:
+        if self._renewer is not None:
+            self._renewer.hurry()
+
+    async def _request_certificate(self, csr_pem: bytes) -> tuple[bytes, bytes]:
+        """Have the authority sign; it is where the leader is."""
+        assert self._identity is not None
+        manager = self._manager
+        if manager is not None and manager.store.term:
+            return await manager.authority.renew(self._identity.node_id, csr_pem)
+        from manager.daemon.asking import renew  # noqa: PLC0415 -- grpc only when it is needed
+
+        return await renew(self._leader_client(), csr_pem)
+
+    def _leader_client(self) -> LeaderClient:
+        from manager.nodeport.leader import LeaderClient  # noqa: PLC0415 -- as above
+
+        assert self._identity is not None
+        assert self._credentials is not None
+        return LeaderClient(
+            self._credentials.source,
+            self._known_remotes(),
+            self._identity.cluster_id,
+            rng=self._rng,
+        )
+
+    def _known_remotes(self) -> Remotes:
+        if self._manager is not None and self._identity is not None:
+            me = self._identity.node_id
+            self._remotes.add(peer for peer in self._manager.peers() if peer.node_id != me)
+        return self._remotes
+
+    def _ensure_client(self) -> None:
+        """Have the agent ask the leader wherever it is."""
+        if self._client is not None:
+            return
+        # Only now: grpc takes memory that a node alone does without.
+        from manager.dispatcher.client import DispatcherClient  # noqa: PLC0415
+
+        assert self._identity is not None
+        assert self._credentials is not None
+        self._client = DispatcherClient(
+            self._identity.node_id,
+            self._identity.cluster_id,
+            self._credentials.source,
+            self._known_remotes(),
+            clock=self._clock,
+            rng=self._rng,
+            on_session=self._on_session,
+            describe=lambda: describe(self._machine),
+            address=split_port(self._identity.advertise_addr, "address")[0],
+        )
+        self._dispatcher.use(self._client)
+
+    async def _stop_client(self, *, is_goodbye: bool = False) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close(is_goodbye=is_goodbye)
+        self._dispatcher.use(None)
+
+    def _on_session(self, session: Session) -> None:
+        """Follow what the leader tells of this node and of the managers."""
+        if self._identity is None or self._credentials is None:
+            return
+        self._remember(session.managers)
+        if session.roots_pem and session.roots_pem != self._credentials.source().roots_pem:
+            self._trust(session.roots_pem)
+        wanted = "manager" if session.node.role is NodeRole.MANAGER else "worker"
+        if wanted != self._identity.role:
+            self._begin(self._change_role(wanted), "role")
+        elif session.renew_certificate:
+            self._hurry_renewal()
+
+    def _remember(self, managers: Sequence[ManagerPeer]) -> None:
+        """Keep the managers' addresses for the next start; a manager has them in its log."""
+        assert self._identity is not None
+        if not managers:
+            return
+        self._remotes.replace([peer for peer in managers if peer.node_id != self._identity.node_id])
+        members = {member.node_id: member for member in read_remembered(self._config.managers_file)}
+        found = tuple(
+            RememberedMember(
+                node_id=peer.node_id,
+                address=peer.address,
+                member_id=members[peer.node_id].member_id if peer.node_id in members else 0,
+            )
+            for peer in managers
+        )
+        if found != tuple(members.values()):
+            write_remembered(self._config.managers_file, found)
+
+    async def _change_role(self, wanted: str) -> None:
+        """Become what the cluster wants this node to be; tried until it is so."""
+        while True:
+            async with self._changing:
+                identity, credentials = self._identity, self._credentials
+                if identity is None or credentials is None or identity.role == wanted:
+                    return
+                try:
+                    if wanted == "manager":
+                        await self._become_manager(identity, credentials)
+                    else:
+                        await self._become_worker(identity, credentials)
+                except SwarmError as error:
+                    log.warning("role_not_taken", wanted=wanted, error=error.message)
+                else:
+                    log.info("role_taken", role=wanted)
+                    return
+            await asyncio.sleep(ROLE_RETRY_SECONDS)
+
+    async def _become_manager(self, identity: Identity, credentials: NodeCredentials) -> None:
+        """Get a manager's certificate, join the group as a learner, and begin to serve."""
+        assert self._renewer is not None
+        await self._renewer.renew_now()
+        if credentials.identity.role != MANAGER_ROLE:
+            raise UnavailableError("the authority does not issue a manager's certificate yet")
+        await self._join_group(identity, credentials)
+
+    async def _join_group(self, identity: Identity, credentials: NodeCredentials) -> None:
+        """Join the managers' group with a manager's certificate.
+
+        The identity is written before anything is acknowledged to the leader: a log that was
+        begun must never be forgotten by the same member.
+        """
+        from manager.daemon.asking import join_group  # noqa: PLC0415 -- grpc only when it is needed
+
+        address = node_port_address(identity.advertise_addr)
+        admission = await join_group(
+            self._leader_client(), address=address, api_address=identity.advertise_addr
+        )
+        self._clear_state()
+        membership = await Membership.join(
+            self._config.raft_dir,
+            admission,
+            node_id=identity.node_id,
+            address=address,
+            clock=self._clock,
+            rng=self._rng,
+            settings=self._settings,
+            files=self._files,
+        )
+        try:
+            self._write_members(admission)
+            identity = msgspec.structs.replace(identity, role="manager")
+            write_identity(self._config.identity_file, identity)
+            self._identity = identity
+            # After the identity: a worker could not open a sealed key, a manager seals a clear one.
+            await asyncio.to_thread(credentials.seal, membership.tls_keys()[0])
+            await self._begin_manager(identity, membership, credentials)
+        except BaseException:
+            await self._abandon(membership)
+            raise
+
+    def _write_members(self, admission: Admission) -> None:
+        write_remembered(
+            self._config.managers_file,
+            [
+                RememberedMember(
+                    node_id=NodeID(member.node_id),
+                    address=member.address,
+                    member_id=member.id,
+                    is_voter=member.is_voter,
+                )
+                for member in admission.members
+            ],
+        )
+
+    async def _become_worker(self, identity: Identity, credentials: NodeCredentials) -> None:
+        """Stop to be a manager, which the group has let go of already."""
+        self._ensure_client()
+        await self._stop_manager()
+        await asyncio.to_thread(credentials.seal, None)
+        identity = msgspec.structs.replace(identity, role="worker")
+        write_identity(self._config.identity_file, identity)
+        self._identity = identity
+        self._clear_state()
+        assert self._renewer is not None
+        await self._renewer.renew_now()
+
+    async def _begin_manager(
+        self, identity: Identity, membership: Membership, credentials: NodeCredentials
+    ) -> None:
+        """Begin to work as a manager with an open membership.
+
+        Raises:
+            UnavailableError: an address cannot be listened on.
+        """
+        if self._credentials is None:
+            self._use(identity, credentials)
+        manager = Manager(
+            membership,
+            credentials,
+            identity,
+            switch=self._dispatcher,
+            hurry_renewal=self._hurry_renewal,
+            follow=self._ensure_client,
+            trust=self._trust,
+            clock=self._clock,
+            rng=self._rng,
+        )
+        self._manager = manager
+        if self.serve_tls is not None:
+            await self._stop_listener()  # that of a locked manager
+            self._listener = await self.serve_tls(identity.listen_addr, credentials.source)
+        await manager.start()
+        self._watchdog = asyncio.create_task(self._reopen_when_broken(manager))
+
+    async def _reopen_when_broken(self, manager: Manager) -> None:
+        """Open the state anew after a fault that left it unknown what is stored."""
+        await manager.store.broken.wait()
+        log.error("membership_broken", remedy="opening the log anew")
+        async with self._changing:
+            if self._manager is not manager:
+                return
+            kek = manager.membership.unlock_key()
+            await self._stop_manager(is_watchdog=True)
+            await self._drop_credentials()
+        while not await self._is_reopened(kek):  # noqa: ASYNC110 -- no event tells that a disk is well
+            await asyncio.sleep(REOPEN_SECONDS)
+
+    async def _is_reopened(self, kek: Kek | None) -> bool:
+        """Try once; whoever wants to stop or leave meanwhile gets the turn between two attempts."""
+        async with self._changing:
+            if self._identity is None:
+                return True
+            try:
+                await self._take_up(self._identity, kek)
+            except SwarmError as error:
+                self._error = error.message
+                log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
+            return self._manager is not None
+
+    async def _stop_manager(self, *, is_watchdog: bool = False) -> None:
+        if self._watchdog is not None and not is_watchdog:
+            self._watchdog.cancel()
+            await asyncio.gather(self._watchdog, return_exceptions=True)
+        self._watchdog = None
+        await self._stop_listener()
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            try:
+                await manager.close()
+            except SwarmError as error:
+                # The disk fails; what was acknowledged had reached it before.
+                log.warning("membership_not_closed", error=error.message)
+
+    async def _forget(self) -> None:
+        """Be in no swarm: nothing of it stays in memory or on the disk."""
+        await self._stop_client()
+        await self._drop_credentials()
+        self._identity = None
+        self._remotes = Remotes()
+        self._is_locked = False
+        self._error = ""
+        self._clear_all()
+
+    def _clear_state(self) -> None:
+        """Drop the manager's state; volumes and images are the node's and stay."""
+        if self._config.raft_dir.exists():
+            shutil.rmtree(self._config.raft_dir)
+
+    def _clear_all(self) -> None:
+        """Drop all that a membership leaves, the manager's state and the certificate."""
+        self._clear_state()
+        NodeCredentials.remove(self._config.certificates_dir, files=self._files)
+        self._config.managers_file.unlink(missing_ok=True)
+
+    def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run work in the background, one of each name."""
+        if any(job.get_name() == name and not job.done() for job in self._jobs):
+            work.close()
+            return
+        job = asyncio.create_task(work, name=name)
+        self._jobs.add(job)
+        job.add_done_callback(self._job_ended)
+
+    def _job_ended(self, job: asyncio.Task[None]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled() and (bug := job.exception()) is not None:
+            log.error("job_crashed", job=job.get_name(), exc_info=bug)
+
+    async def _stop_jobs(self) -> None:
+        jobs = [job for job in self._jobs if job is not asyncio.current_task()]
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    @property
+    def agent(self) -> Agent | None:
+        """Who runs this node's containers, while it is in a swarm."""
+        return self._resources.agent
