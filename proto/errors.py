@@ -105,6 +105,20 @@ class UnavailableError(SwarmError):
     http_status = 503
 
 
+class DuplicateNodeError(UnavailableError):
+    """Another program is the caller's node; perhaps only until it is noticed to be dead."""
+
+    def __init__(self, node_id: str, address: str) -> None:
+        """Name the node and where the other one is."""
+        where = f" from {address}" if address else ""
+        super().__init__(
+            f"node {node_id} has a session{where} that lives: if this node's state directory was "
+            "copied from it, stop swarmd here, remove the directory, and join anew"
+        )
+        self.node_id = node_id
+        self.address = address
+
+
 class NotLeaderError(UnavailableError):
     """Another manager leads; `leader_address` is "" when it is not known."""
 

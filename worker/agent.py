@@ -22,7 +22,14 @@ import structlog
 
 from overlay.api import NodeNetwork
 from proto.clock import Clock
-from proto.errors import DeniedError, NotFoundError, RemovedError, SwarmError, UnavailableError
+from proto.errors import (
+    DeniedError,
+    DuplicateNodeError,
+    NotFoundError,
+    RemovedError,
+    SwarmError,
+    UnavailableError,
+)
 from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
 from proto.objects import Node, NodeDescription
 from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
@@ -314,6 +321,9 @@ class Agent:
         while True:
             try:
                 await self._one_session(backoff)
+            except DuplicateNodeError as error:
+                self.refusal = error.message
+                log.error("node_is_elsewhere", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- as below
             except UnavailableError as error:
                 log.warning("session_lost", node_id=self._node_id, error=error.message)
             except TimeoutError:

@@ -21,15 +21,7 @@ import msgspec
 
 from manager.ca.chain import check_chain
 from manager.ca.external import sign_externally
-from manager.ca.issue import (
-    Signer,
-    issue_certificate,
-    load_csr,
-    role_name,
-    root_certificates_pem,
-    signer_of,
-    tls_info_of,
-)
+from manager.ca.issue import Signer, issue_certificate, load_csr, role_name, signer_of, tls_info_of
 from manager.ca.tokens import is_same_token, parse_join_token, root_digest
 from manager.store import Store, Transaction, View
 from proto.clock import Clock
@@ -46,6 +38,7 @@ from proto.objects import (
     NodeState,
     NodeStatus,
     TLSInfo,
+    root_certificates_pem,
 )
 from raft.transport.identity import CredentialsSource, read_identity
 

@@ -28,11 +28,11 @@ from manager.ca.chain import (
     to_pem,
 )
 from manager.ca.external_rules import authorities_for, check_external_cas
-from manager.ca.issue import Signer, load_csr, root_certificates_pem
+from manager.ca.issue import Signer, load_csr
 from manager.ca.tls import client_context
 from proto.errors import DeniedError, InvalidError, UnavailableError
 from proto.ids import NodeID
-from proto.objects import Cluster, ExternalCA
+from proto.objects import Cluster, ExternalCA, root_certificates_pem
 from raft.transport.identity import Credentials, read_identity, subject_alternative_names
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()

@@ -67,13 +67,6 @@ def signer_of(cluster: Cluster) -> Signer:
     )
 
 
-def root_certificates_pem(cluster: Cluster) -> str:
-    """Return what nodes have to trust now: the root, and during a rotation the new one too."""
-    if cluster.root_rotation is None:
-        return cluster.root_ca_certificate_pem
-    return _line(cluster.root_ca_certificate_pem) + cluster.root_rotation.certificate_pem
-
-
 def role_name(role: NodeRole) -> str:
     """Return the role as certificates say it."""
     return MANAGER_ROLE if role is NodeRole.MANAGER else WORKER_ROLE

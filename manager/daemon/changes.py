@@ -34,6 +34,7 @@ from manager.daemon.membership import (
     NewCluster,
     node_port_address,
 )
+from manager.daemon.moving import is_own
 from manager.daemon.place import Place
 from manager.daemon.remembered import (
     RememberedMember,
@@ -122,6 +123,7 @@ class Changes(Place):
                 advertise_addr=advertise_addr,
                 listen_addr=listen_addr,
                 data_path_addr=request.data_path_addr,
+                is_own_address=is_own(advertise_addr, machine_addresses()),
             )
             try:
                 credentials = await asyncio.to_thread(
@@ -175,6 +177,7 @@ class Changes(Place):
                 advertise_addr=advertise_addr,
                 listen_addr=listen_addr,
                 data_path_addr=request.data_path_addr,
+                is_own_address=is_own(advertise_addr, machine_addresses()),
             )
             try:
                 await self._enter(identity, joined, key_pem)

@@ -17,7 +17,10 @@ from proto.ids import ClusterID, NodeID
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """This node's place in a cluster. Addresses are host:port."""
+    """This node's place in a cluster. Addresses are host:port.
+
+    `is_own_address`: the advertised one was an address of this machine when it was chosen.
+    """
 
     format: int = 1
     node_id: NodeID
@@ -26,6 +29,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     advertise_addr: str
     listen_addr: str
     data_path_addr: str = ""
+    is_own_address: bool = False
 
 
 def read_identity(path: Path) -> Identity | None:

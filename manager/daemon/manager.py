@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -21,11 +21,11 @@ import structlog
 
 from manager.ca.authority import CertificateAuthority, Joined
 from manager.ca.credentials import NodeCredentials
-from manager.ca.issue import root_certificates_pem
 from manager.ca.rotation import RootRotator
 from manager.controlapi.ports import allocate_ports
+from manager.daemon.addresses import split_port
 from manager.daemon.identity import Identity
-from manager.daemon.membership import Membership, NodeControl, node_port_address
+from manager.daemon.membership import Admission, Membership, NodeControl, node_port_address
 from manager.daemon.roles import RoleManager
 from manager.daemon.supervisor import Supervisor
 from manager.dispatcher.core import DispatcherCore
@@ -34,7 +34,7 @@ from manager.nodeport.remotes import ManagerPeer
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Transaction
 from proto.clock import Clock
-from proto.errors import SwarmError
+from proto.errors import DeniedError, NotFoundError, SwarmError
 from proto.ids import NodeID
 from proto.objects import (
     Cluster,
@@ -43,6 +43,7 @@ from proto.objects import (
     NodeAvailability,
     NodeRole,
     Reachability,
+    root_certificates_pem,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Manager:
         hurry_renewal: Callable[[], None],
         follow: Callable[[], None],
         trust: Callable[[bytes], None],
+        learn: Callable[[Sequence[ManagerPeer]], None],
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -80,6 +82,7 @@ class Manager:
             hurry_renewal: renews this node's certificate soon.
             follow: lets this node's agent ask another manager; called when another leads.
             trust: takes the roots that the cluster trusts now.
+            learn: takes the managers as the log knows them now.
             clock: for everything.
             rng: for everything.
         """
@@ -92,6 +95,7 @@ class Manager:
         self._hurry_renewal = hurry_renewal
         self._follow = follow
         self._trust = trust
+        self._learn = learn
         self._clock = clock
         self._rng = rng
         self._supervisor = Supervisor()
@@ -199,11 +203,12 @@ class Manager:
         self._switch.lead(self.dispatcher)
 
     async def _follow_self(self) -> None:
-        """Let this node's keys and roots follow what the store says."""
+        """Let this node's keys, roots and ways to the leader follow what the store says."""
         node_id = self._identity.node_id
         async with self.store.watch(Cluster, Node) as watch:
             while True:
                 view = self.store.view()
+                self._learn(self.peers())
                 for cluster in view.clusters:
                     await self.seal()
                     roots = root_certificates_pem(cluster).encode()
@@ -268,7 +273,43 @@ class Manager:
         await self.open_node_port()
         return joined
 
+    async def admit(self, node_id: NodeID, address: str, api_address: str) -> Admission:
+        """Let a manager into the group as a learner, or note that it is reached elsewhere now.
+
+        Args:
+            node_id: the manager's.
+            address: of its node port.
+            api_address: of its API port.
+
+        Raises:
+            NotLeaderError: another manager leads.
+            NotFoundError: there is no such node.
+            SwarmError: as `RaftNode.add_learner`.
+        """
+        if node_id not in self.store.head().nodes:
+            raise NotFoundError("node", node_id)
+        known = {member.node_id: member.address for member in self.raft.membership.members}
+        if known.get(node_id, address) != address:
+            await self.raft.change_address(node_id, address)
+        member_id = await self.raft.add_learner(node_id, address)
+        # Last: whoever sees the row change finds the group changed, too.
+        unlock_key = await self.store.update(lambda tx: _note_addresses(tx, node_id, api_address))
+        return Admission(member_id, self.raft.membership.members, unlock_key)
+
     # --------------------------------------------------------------- queries
+
+    def knows_address(self, node_id: NodeID, address: str, api_address: str) -> bool:
+        """Tell whether the group and the cluster know that a manager is reached there."""
+        node = self.store.view().nodes.get(node_id)
+        status = node.manager_status if node is not None else None
+        return (
+            status is not None
+            and status.addr == api_address
+            and any(
+                (member.node_id, member.address) == (node_id, address)
+                for member in self.raft.membership.members
+            )
+        )
 
     def peers(self) -> tuple[ManagerPeer, ...]:
         """List the managers that agents may be told of, this one too."""
@@ -331,3 +372,23 @@ async def leave_group(request: Callable[[], Awaitable[object]], seconds_max: flo
         log.warning("group_not_left", reason="no answer", waited_seconds=seconds_max)
     except SwarmError as error:
         log.warning("group_not_left", reason=error.message)
+
+
+def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:
+    """Write where the manager's API is; return the cluster's unlock key."""
+    node = tx.nodes.get(node_id)
+    if node is None:
+        raise NotFoundError("node", node_id)
+    if node.manager_status is None or node.manager_status.addr != api_address:
+        # The leader's own agent, served in process, has no connection whose address is seen.
+        host = split_port(api_address, "address")[0]
+        tx.update(
+            msgspec.structs.replace(
+                node,
+                status=msgspec.structs.replace(node.status, addr=host),
+                manager_status=ManagerStatus(reachability=Reachability.REACHABLE, addr=api_address),
+            )
+        )
+    for cluster in tx.clusters:
+        return cluster.unlock_key
+    raise DeniedError("this manager holds no cluster yet")

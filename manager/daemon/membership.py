@@ -22,12 +22,7 @@ import structlog
 from typing_extensions import override
 
 from manager.ca.credentials import NodeCredentials
-from manager.ca.issue import (
-    issue_certificate,
-    new_key_and_csr,
-    root_certificates_pem,
-    tls_info_of,
-)
+from manager.ca.issue import issue_certificate, new_key_and_csr, tls_info_of
 from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from manager.controlapi import Control
@@ -50,6 +45,7 @@ from proto.objects import (
     NodeState,
     NodeStatus,
     Reachability,
+    root_certificates_pem,
 )
 from raft.core import Member, RaftID
 from raft.files import Files

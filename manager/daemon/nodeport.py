@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 from grpc import aio
 from typing_extensions import override
@@ -13,15 +12,14 @@ from typing_extensions import override
 from manager.ca.credentials import NodeCredentials
 from manager.ca.service import CAService
 from manager.daemon.identity import Identity
+from manager.daemon.membership import node_port_address
 from manager.dispatcher.service import DispatcherService
 from manager.nodeport.authorize import authorizing_interceptor
 from manager.nodeport.errors import abort
 from manager.nodeport.peer import identity_of
-from manager.store import Transaction
 from proto.clock import Clock
-from proto.errors import DeniedError, NotFoundError, SwarmError
+from proto.errors import SwarmError
 from proto.ids import NodeID
-from proto.objects import ManagerStatus, Reachability
 from proto.v1 import ca_pb2_grpc, dispatcher_pb2_grpc, managers_pb2, managers_pb2_grpc
 from raft.transport.transport import Transport
 
@@ -56,16 +54,9 @@ class ManagersService(managers_pb2_grpc.ManagersServicer):
     async def _join(
         self, node_id: NodeID, request: managers_pb2.ManagerJoinRequest
     ) -> managers_pb2.ManagerJoinReply:
-        manager = self._manager
-        unlock_key = await manager.store.update(
-            lambda tx: _note_addresses(tx, node_id, request.api_address)
-        )
-        known = {member.node_id: member.address for member in manager.raft.membership.members}
-        if known.get(node_id, request.address) != request.address:
-            await manager.raft.change_address(node_id, request.address)
-        member_id = await manager.raft.add_learner(node_id, request.address)
+        admission = await self._manager.admit(node_id, request.address, request.api_address)
         return managers_pb2.ManagerJoinReply(
-            member_id=member_id,
+            member_id=admission.member_id,
             members=[
                 managers_pb2.RaftMember(
                     member_id=member.id,
@@ -73,9 +64,9 @@ class ManagersService(managers_pb2_grpc.ManagersServicer):
                     address=member.address,
                     is_voter=member.is_voter,
                 )
-                for member in manager.raft.membership.members
+                for member in admission.members
             ],
-            unlock_key=unlock_key,
+            unlock_key=admission.unlock_key,
         )
 
     @override
@@ -92,19 +83,6 @@ class ManagersService(managers_pb2_grpc.ManagersServicer):
         except SwarmError as error:
             await abort(context, error)
         return managers_pb2.ManagerLeaveReply()
-
-
-def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:
-    """Write where the manager's API is; return the cluster's unlock key."""
-    node = tx.nodes.get(node_id)
-    if node is None:
-        raise NotFoundError("node", node_id)
-    status = ManagerStatus(reachability=Reachability.REACHABLE, addr=api_address)
-    if node.manager_status is None or node.manager_status.addr != api_address:
-        tx.update(msgspec.structs.replace(node, manager_status=status))
-    for cluster in tx.clusters:
-        return cluster.unlock_key
-    raise DeniedError("this manager holds no cluster yet")
 
 
 async def open_transport(
@@ -132,6 +110,7 @@ async def open_transport(
         is_allowed=raft.is_allowed,
         clock=clock,
         rng=rng,
+        address=node_port_address(identity.advertise_addr),
     )
     dispatcher = DispatcherService(manager.dispatcher, manager.leader_node_port)
     authority = CAService(manager.authority)

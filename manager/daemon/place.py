@@ -20,6 +20,8 @@ import structlog
 from manager.ca.credentials import NodeCredentials
 from manager.ca.renewal import Renewer
 from manager.daemon.addresses import (
+    LISTEN_DEFAULT,
+    resolve_advertise,
     split_port,
 )
 from manager.daemon.config import DaemonConfig
@@ -27,7 +29,9 @@ from manager.daemon.identity import Identity, write_identity
 from manager.daemon.machine import (
     Machine,
     RuntimeFacts,
+    address_towards,
     describe,
+    machine_addresses,
 )
 from manager.daemon.manager import Manager
 from manager.daemon.membership import (
@@ -35,6 +39,7 @@ from manager.daemon.membership import (
     Membership,
     node_port_address,
 )
+from manager.daemon.moving import has_moved, is_answering, moved
 from manager.daemon.remembered import (
     RememberedMember,
     read_remembered,
@@ -49,6 +54,7 @@ from manager.nodeport.remotes import ManagerPeer, Remotes
 from overlay.api import NodeNetwork
 from proto.clock import Clock
 from proto.errors import (
+    ConflictError,
     CorruptError,
     InvalidError,
     SwarmError,
@@ -182,7 +188,10 @@ class Place:
             for member in remembered
             if member.node_id != identity.node_id
         )
+        is_moved = self.serve_tls is not None and has_moved(identity, machine_addresses())
         if identity.role == "worker":
+            if is_moved:
+                identity = self._move(identity)
             credentials = await asyncio.to_thread(
                 NodeCredentials.open, self._config.certificates_dir, None, files=self._files
             )
@@ -202,12 +211,73 @@ class Place:
             )
             try:
                 credentials = await asyncio.to_thread(self._open_credentials, membership)
+                if is_moved:
+                    await self._refuse_copy(identity, credentials)
+                    identity = self._move(identity)
                 await self._begin_manager(identity, membership, credentials)
             except BaseException:
                 await self._abandon(membership)
                 raise
         self._is_locked = False
         self._error = ""
+
+    @staticmethod
+    async def _refuse_copy(identity: Identity, credentials: NodeCredentials) -> None:
+        """Refuse to be a manager that answers elsewhere: two with one log would undo each other.
+
+        Raises:
+            ConflictError: with what to do.
+        """
+        if await is_answering(identity, credentials.source()):
+            raise ConflictError(
+                f"node {identity.node_id} answers at {identity.advertise_addr}: this state "
+                "directory was copied from it; stop swarmd here, remove the directory, and join "
+                "anew"
+            )
+
+    def _move(self, identity: Identity) -> Identity:
+        """Be reached at the address that this machine has now, if it is clear which."""
+        ways = (address_towards(peer.address) for peer in self._remotes.peers())
+        host = next((way for way in ways if way), "")
+        if not host:
+            try:
+                chosen = resolve_advertise("", LISTEN_DEFAULT, machine_addresses())
+            except InvalidError as error:
+                log.warning("address_lost", address=identity.advertise_addr, error=error.message)
+                return identity
+            host = split_port(chosen, "address")[0]
+        new = moved(identity, host)
+        write_identity(self._config.identity_file, new)
+        self._identity = new
+        log.warning("address_changed", old=identity.advertise_addr, new=new.advertise_addr)
+        return new
+
+    async def _tell_address(self) -> None:
+        """Let the managers know where this one is now; tried until they do."""
+        while True:
+            await asyncio.sleep(ROLE_RETRY_SECONDS)  # what was told when joining may yet arrive
+            identity, manager = self._identity, self._manager
+            if identity is None or manager is None:
+                return
+            address = node_port_address(identity.advertise_addr)
+            if manager.knows_address(identity.node_id, address, identity.advertise_addr):
+                return
+            try:
+                if manager.store.term:
+                    await manager.admit(identity.node_id, address, identity.advertise_addr)
+                else:
+                    await self._ask_to_be_admitted(identity)
+            except SwarmError as error:
+                log.warning("address_not_told", error=error.message)
+
+    async def _ask_to_be_admitted(self, identity: Identity) -> Admission:
+        from manager.daemon.asking import join_group  # noqa: PLC0415 -- grpc only when it is needed
+
+        return await join_group(
+            self._leader_client(),
+            address=node_port_address(identity.advertise_addr),
+            api_address=identity.advertise_addr,
+        )
 
     async def _serve_locked(self, identity: Identity) -> None:
         """Tell those who want to join that this manager is locked: its own key is sealed."""
@@ -307,16 +377,10 @@ class Place:
         assert self._credentials is not None
         return LeaderClient(
             self._credentials.source,
-            self._known_remotes(),
+            self._remotes,
             self._identity.cluster_id,
             rng=self._rng,
         )
-
-    def _known_remotes(self) -> Remotes:
-        if self._manager is not None and self._identity is not None:
-            me = self._identity.node_id
-            self._remotes.add(peer for peer in self._manager.peers() if peer.node_id != me)
-        return self._remotes
 
     def _ensure_client(self) -> None:
         """Have the agent ask the leader wherever it is."""
@@ -331,7 +395,7 @@ class Place:
             self._identity.node_id,
             self._identity.cluster_id,
             self._credentials.source,
-            self._known_remotes(),
+            self._remotes,
             clock=self._clock,
             rng=self._rng,
             on_session=self._on_session,
@@ -360,9 +424,8 @@ class Place:
             self._hurry_renewal()
 
     def _remember(self, managers: Sequence[ManagerPeer]) -> None:
-        """Keep the managers' addresses for the next start; a manager has them in its log."""
-        assert self._identity is not None
-        if not managers:
+        """Know these managers from now on, and at the next start."""
+        if not managers or self._identity is None:
             return
         self._remotes.replace([peer for peer in managers if peer.node_id != self._identity.node_id])
         members = {member.node_id: member for member in read_remembered(self._config.managers_file)}
@@ -410,12 +473,8 @@ class Place:
         The identity is written before anything is acknowledged to the leader: a log that was
         begun must never be forgotten by the same member.
         """
-        from manager.daemon.asking import join_group  # noqa: PLC0415 -- grpc only when it is needed
-
         address = node_port_address(identity.advertise_addr)
-        admission = await join_group(
-            self._leader_client(), address=address, api_address=identity.advertise_addr
-        )
+        admission = await self._ask_to_be_admitted(identity)
         self._clear_state()
         membership = await Membership.join(
             self._config.raft_dir,
@@ -483,6 +542,7 @@ class Place:
             hurry_renewal=self._hurry_renewal,
             follow=self._ensure_client,
             trust=self._trust,
+            learn=self._remember,
             clock=self._clock,
             rng=self._rng,
         )
@@ -490,8 +550,11 @@ class Place:
         if self.serve_tls is not None:
             await self._stop_listener()  # that of a locked manager
             self._listener = await self.serve_tls(identity.listen_addr, credentials.source)
+        self._remember(manager.peers())
         await manager.start()
         self._watchdog = asyncio.create_task(self._reopen_when_broken(manager))
+        if self.serve_tls is not None:
+            self._begin(self._tell_address(), "address")
 
     async def _reopen_when_broken(self, manager: Manager) -> None:
         """Open the state anew after a fault that left it unknown what is stored."""

@@ -24,8 +24,8 @@ from manager.nodeport.leader import Search
 from manager.nodeport.remotes import ManagerPeer, Remotes
 from proto.assignments import AssignmentMessage, StatusUpdate
 from proto.clock import Clock
-from proto.errors import SwarmError, UnavailableError
-from proto.ids import ClusterID, NodeID
+from proto.errors import DuplicateNodeError, SwarmError, UnavailableError
+from proto.ids import ClusterID, NodeID, new_id
 from proto.objects import Node, NodeDescription
 from proto.v1 import dispatcher_pb2 as pb
 from proto.v1 import dispatcher_pb2_grpc
@@ -90,6 +90,7 @@ class DispatcherClient:
         self._address = address
         self._limits = limits
         self._session: _ClientSession | None = None
+        self._instance = new_id(rng)
         self._spread_seconds = 0.0
         self._register_seconds = REGISTER_SECONDS
 
@@ -108,6 +109,7 @@ class DispatcherClient:
         """Open a session with the leader; see `worker.api.Dispatcher`.
 
         Raises:
+            DuplicateNodeError: another program is this node.
             UnavailableError: no manager lets the node in now.
             DeniedError: the node may not.
         """
@@ -128,6 +130,8 @@ class DispatcherClient:
                 search.failed(peer, UnavailableError("it did not answer in time"))
                 reason = f"{peer.address} did not answer within {seconds:g} s"
                 continue
+            except DuplicateNodeError:
+                raise
             except UnavailableError as error:
                 search.failed(peer, error)
                 reason = f"{peer.address}: {error.message}"
@@ -143,7 +147,9 @@ class DispatcherClient:
 
     def _new_session(self, peer: ManagerPeer) -> _ClientSession:
         channel = open_channel(peer, self._cluster_id, self._credentials(), self._limits)
-        return _ClientSession(channel, describe=self._describe, on_session=self._take)
+        return _ClientSession(
+            channel, describe=self._describe, on_session=self._take, instance=self._instance
+        )
 
     def _take(self, told: Session) -> None:
         self._remotes.replace(told.managers)
@@ -189,7 +195,9 @@ class _ClientSession:
         *,
         describe: Callable[[], NodeDescription],
         on_session: Callable[[Session], None],
+        instance: str,
     ) -> None:
+        self._instance = instance
         self._channel = channel
         self._describe = describe
         self._on_session = on_session
@@ -216,7 +224,9 @@ class _ClientSession:
             )
             self._call = stub.Session(None)
             async with asyncio.timeout(timeout):
-                told = await self._say_hello(self._call, wire.hello(description, address))
+                told = await self._say_hello(
+                    self._call, wire.hello(description, address, self._instance)
+                )
         except aio.AioRpcError as error:
             await self.close()
             raise error_of_call(error) from error

@@ -21,7 +21,7 @@ import structlog
 
 from manager.dispatcher.assignments import flush_at, touched_nodes
 from manager.dispatcher.liveness import Beat, Grace, Liveness, RegistrationLimit, spread_seconds
-from manager.dispatcher.session import OpenSession, Session, roots_of
+from manager.dispatcher.session import OpenSession, Session
 from manager.dispatcher.statuses import Ignored, orphan, write_status
 from manager.dispatcher.writer import Writer
 from manager.nodeport.remotes import ManagerPeer
@@ -33,13 +33,23 @@ from proto.assignments import StatusUpdate
 from proto.clock import Clock
 from proto.errors import (
     DeniedError,
+    DuplicateNodeError,
     InvalidError,
     RemovedError,
     SwarmError,
     UnavailableError,
 )
 from proto.ids import NodeID, TaskID, new_id
-from proto.objects import Cluster, Node, NodeDescription, NodeRole, NodeState, NodeStatus, Task
+from proto.objects import (
+    Cluster,
+    Node,
+    NodeDescription,
+    NodeRole,
+    NodeState,
+    NodeStatus,
+    Task,
+    root_certificates_pem,
+)
 from raft.transport.identity import MANAGER_ROLE
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -182,8 +192,9 @@ class DispatcherCore:
         is_local: bool = False,
         certificate_role: str = "",
         certificate_until: float = float("inf"),
+        instance: str = "",
     ) -> OpenSession:
-        """Open a session: the node becomes READY; an older session of it ends.
+        """Open a session: the node becomes READY; an older session of the same program ends.
 
         Args:
             node_id: as the caller proved.
@@ -192,8 +203,10 @@ class DispatcherCore:
             is_local: it runs in this process.
             certificate_role: the role in its certificate.
             certificate_until: when that ends.
+            instance: what the program drew at its start; "" if it does not say.
 
         Raises:
+            DuplicateNodeError: another program is this node, and is alive.
             NotLeaderError: another manager leads.
             RemovedError: the node is not in the cluster, or no longer.
             UnavailableError: it registers too often, or the change could not be stored.
@@ -203,6 +216,7 @@ class DispatcherCore:
             raise UnavailableError(
                 f"node {node_id} registers too often; it is let in again in a few seconds"
             )
+        self._refuse_duplicate(node_id, instance)
         if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
             raise InvalidError(
                 f"the description of node {node_id} takes more than {DESCRIPTION_BYTES_MAX} bytes"
@@ -228,6 +242,7 @@ class DispatcherCore:
             is_local=is_local,
             certificate_role=certificate_role,
             certificate_until=certificate_until,
+            instance=instance,
         )
         session.told = self._news_for(session, node, self._surroundings())
         older = self._sessions.get(node_id)
@@ -239,6 +254,14 @@ class DispatcherCore:
         self._welcome(node_id, now, is_local=is_local)
         log.info("node_registered", node_id=node_id, session_id=session.told.session_id)
         return session
+
+    def _refuse_duplicate(self, node_id: NodeID, instance: str) -> None:
+        """Refuse a second program; one that died is forgotten when its heartbeats fail."""
+        older = self._sessions.get(node_id)
+        if older is None or older.end is not None or older.is_local:
+            return
+        if instance and older.instance and instance != older.instance:
+            raise DuplicateNodeError(node_id, older.told.node.status.addr)
 
     async def _wait_started(self) -> None:
         self._check_leader()
@@ -406,7 +429,7 @@ class DispatcherCore:
     def _surroundings(self) -> _Surroundings:
         """Return what all nodes are told alike."""
         view = self._store.view()
-        roots = b"".join(roots_of(cluster) for cluster in view.clusters)
+        roots = "".join(root_certificates_pem(cluster) for cluster in view.clusters).encode()
         return _Surroundings(tuple(self._managers()), roots, spread_seconds(len(view.nodes)))
 
     def _news_for(self, session: OpenSession, node: Node, around: _Surroundings) -> Session:

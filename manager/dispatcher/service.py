@@ -88,6 +88,7 @@ class DispatcherService(dispatcher_pb2_grpc.DispatcherServicer):
             address=first.hello.address or address_of(context),
             certificate_role=identity.role,
             certificate_until=identity.valid_until,
+            instance=first.hello.instance,
         )
 
     async def _serve(self, session: OpenSession, context: Context) -> None:

@@ -19,7 +19,7 @@ from manager.store.tables import View
 from proto.assignments import AssignmentMessage
 from proto.errors import SwarmError
 from proto.ids import NodeID, TaskID
-from proto.objects import Cluster, Node
+from proto.objects import Node
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,14 +69,6 @@ class Numbered(msgspec.Struct, frozen=True):
 Outgoing = Session | Numbered
 
 
-def roots_of(cluster: Cluster) -> bytes:
-    """Return the certificates that nodes have to trust now."""
-    roots = [cluster.root_ca_certificate_pem]
-    if cluster.root_rotation is not None:
-        roots.append(cluster.root_rotation.certificate_pem)
-    return "".join(root if root.endswith("\n") else root + "\n" for root in roots if root).encode()
-
-
 class OpenSession:
     """A session that lives, or has just ended.
 
@@ -86,6 +78,7 @@ class OpenSession:
         certificate_role: the role in the certificate it showed; "" in process.
         certificate_until: when that ends, seconds since the epoch.
         is_local: the agent runs in this process, so it needs no heartbeats.
+        instance: of the program at the other end; "" if it did not say.
         end: why it ended; None while it lives.
         said_goodbye: the agent ended it, on purpose.
     """
@@ -98,8 +91,10 @@ class OpenSession:
         is_local: bool,
         certificate_role: str = "",
         certificate_until: float = float("inf"),
+        instance: str = "",
     ) -> None:
         """Have everything to tell."""
+        self.instance = instance
         self.node_id: NodeID = told.node.id
         self.told = told
         self.certificate_role = certificate_role

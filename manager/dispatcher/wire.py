@@ -35,9 +35,10 @@ ADMITTED_KEY = "swarm-admitted"
 HEARTBEAT = pb.FromAgent(heartbeat=pb.Heartbeat())
 
 
-def hello(description: NodeDescription, address: str) -> pb.FromAgent:
+def hello(description: NodeDescription, address: str, instance: str) -> pb.FromAgent:
     """Make an agent's first message."""
-    return pb.FromAgent(hello=pb.Hello(description=_encoder.encode(description), address=address))
+    encoded = _encoder.encode(description)
+    return pb.FromAgent(hello=pb.Hello(description=encoded, address=address, instance=instance))
 
 
 def node_report(description: NodeDescription) -> pb.FromAgent:

@@ -20,6 +20,7 @@ from proto.objects.cluster import (
     TaskStatus,
     TLSInfo,
     UpdateStatus,
+    root_certificates_pem,
     spec_version_id,
 )
 from proto.objects.spec import (
@@ -119,5 +120,6 @@ __all__ = [
     "Ulimit",
     "UpdateConfig",
     "UpdateStatus",
+    "root_certificates_pem",
     "spec_version_id",
 ]

@@ -258,6 +258,15 @@ class Cluster(Stored, frozen=True):
         return f"Cluster(id={self.id!r}, version={self.version})"
 
 
+def root_certificates_pem(cluster: Cluster) -> str:
+    """Return what nodes have to trust now: the root, and during a rotation the new one too."""
+    if cluster.root_rotation is None:
+        return cluster.root_ca_certificate_pem
+    return (
+        cluster.root_ca_certificate_pem.rstrip("\n") + "\n" + cluster.root_rotation.certificate_pem
+    )
+
+
 Object = Cluster | Node | Service | ServiceSpecVersion | Task
 
 

@@ -69,19 +69,23 @@ class Hello(_message.Message):
 
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     description: _builtins.bytes
     """msgpack of proto.objects.NodeDescription."""
     address: _builtins.str
     """Where the node says that others reach it; "" lets the manager take the connection's."""
+    instance: _builtins.str
+    """Drawn by the program at its start: two programs with one certificate are told apart by it."""
     def __init__(
         self,
         *,
         description: _builtins.bytes = ...,
         address: _builtins.str = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "description", b"description"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "description", b"description", "instance", b"instance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

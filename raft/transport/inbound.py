@@ -24,7 +24,7 @@ from proto.ids import ClusterID, NodeID
 from proto.v1 import raft_pb2, raft_pb2_grpc
 from raft.transport.identity import Identity, check_manager, read_identity
 from raft.transport.limits import Lane
-from raft.transport.link import ACCEPTED_BY_KEY, LANE_KEY, TO_KEY, Surroundings
+from raft.transport.link import ACCEPTED_BY_KEY, FROM_KEY, LANE_KEY, TO_KEY, Surroundings
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -89,9 +89,13 @@ class Inbound(raft_pb2_grpc.RaftServicer):
         *,
         on_messages: OnMessages,
         on_snapshot: OnSnapshot,
-        on_contact: Callable[[NodeID, bool], None],
+        on_contact: Callable[[NodeID, str | None], None],
     ) -> None:
-        """Have no streams; `on_contact` is told who was heard, and if a stream was opened."""
+        """Have no streams.
+
+        `on_contact` is told who was heard and, when that opened a stream, where it says that it is
+        reached: "" if it does not say.
+        """
         self._rules = rules
         self._around = around
         self._on_messages = on_messages
@@ -113,7 +117,7 @@ class Inbound(raft_pb2_grpc.RaftServicer):
             await self._accept(context, peer)
             while isinstance(frame := await context.read(), raft_pb2.Frame):
                 self._rules.check(peer, self._around.clock.wall())
-                self._on_contact(peer.node_id, False)
+                self._on_contact(peer.node_id, None)
                 slow = self._on_messages(peer.node_id, list(frame.messages))
                 if slow is not None:
                     await slow
@@ -207,7 +211,7 @@ class Inbound(raft_pb2_grpc.RaftServicer):
 
     async def _accept(self, context: Context, peer: Identity) -> None:
         await context.send_initial_metadata(((ACCEPTED_BY_KEY, self._rules.me),))
-        self._on_contact(peer.node_id, True)
+        self._on_contact(peer.node_id, _metadata(context, FROM_KEY))
 
     async def _next_chunk(self, context: Context, peer: Identity) -> raft_pb2.SnapshotChunk:
         try:
@@ -218,7 +222,7 @@ class Inbound(raft_pb2_grpc.RaftServicer):
         if not isinstance(chunk, raft_pb2.SnapshotChunk):
             raise UnavailableError(f"the snapshot from node {peer.node_id} was cut short")
         self._rules.check(peer, self._around.clock.wall())
-        self._on_contact(peer.node_id, False)
+        self._on_contact(peer.node_id, None)
         return chunk
 
     async def _chunks(self, context: Context, peer: Identity) -> AsyncIterator[bytes]:

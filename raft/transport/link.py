@@ -35,17 +35,19 @@ AnyCall = Call | aio.StreamUnaryCall[raft_pb2.SnapshotChunk, raft_pb2.Outcome]
 
 TO_KEY = "swarm-to"
 LANE_KEY = "swarm-lane"
+FROM_KEY = "swarm-from"
 ACCEPTED_BY_KEY = "swarm-accepted-by"
 
 _WRITE_FAILED = "Internal error from Core"
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Whom a link is to."""
+    """Whom a link is to; `own_address` is where that one may reach us, "" to say nothing."""
 
     node_id: NodeID
     address: str
     cluster_id: ClusterID
+    own_address: str = ""
 
     @property
     def server_name(self) -> str:
@@ -56,7 +58,8 @@ class Target(msgspec.Struct, frozen=True):
         """Return what a stream says at its start: whom it is for, and its lane."""
         if lane is None:
             return ((TO_KEY, self.node_id),)
-        return ((TO_KEY, self.node_id), (LANE_KEY, lane.value))
+        named = ((TO_KEY, self.node_id), (LANE_KEY, lane.value))
+        return (*named, (FROM_KEY, self.own_address)) if self.own_address else named
 
 
 class Surroundings(msgspec.Struct, frozen=True):

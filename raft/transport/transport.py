@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
 import msgspec
+import structlog
 from grpc import aio
 
 from proto.clock import Clock
@@ -27,6 +28,8 @@ from raft.transport.link import Link, LinkStats, Surroundings, Target
 from raft.transport.outgoing_snapshot import send_snapshot
 from raft.transport.port import Port
 from raft.transport.throttle import Throttle
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -63,6 +66,7 @@ class Transport:
         clock: Clock,
         rng: random.Random,
         limits: Limits = Limits(),  # noqa: B008 -- frozen
+        address: str = "",
     ) -> None:
         """Do nothing yet.
 
@@ -78,8 +82,10 @@ class Transport:
             clock: for dates of certificates and for durations.
             rng: spreads the retries.
             limits: all bounds.
+            address: where peers reach this member; they are told, in case it is new to them.
         """
         self._me = me
+        self._address = address
         self._cluster_id = cluster_id
         self._around = Surroundings(credentials, limits, clock, rng, Throttle())
         self._on_unreachable = on_unreachable
@@ -158,7 +164,7 @@ class Transport:
             if link.target.address == address:
                 return
             self._close_link(node_id)
-        target = Target(node_id, address, self._cluster_id)
+        target = Target(node_id, address, self._cluster_id, self._address)
         self._links[node_id] = Link(target, self._around, self._on_unreachable)
 
     def remove_peer(self, node_id: NodeID) -> None:
@@ -243,12 +249,20 @@ class Transport:
         """Return what is known about each peer."""
         return {node_id: _status(link) for node_id, link in self._links.items()}
 
-    def _heard(self, node_id: NodeID, is_new: bool) -> None:  # noqa: FBT001 -- a callback of ours
+    def _heard(self, node_id: NodeID, opened_from: str | None) -> None:
         link = self._links.get(node_id)
-        if link is not None:
-            link.heard()
-            if is_new:
-                link.hurry()
+        if link is None:
+            return
+        link.heard()
+        if opened_from is None:
+            return
+        if opened_from and opened_from != link.target.address:
+            # Its certificate says who it is. The log learns of the address too, but perhaps only
+            # when this very peer can be heard again.
+            log.info("raft_peer_moved", peer_id=node_id, address=opened_from)
+            self.set_peer(node_id, opened_from)
+        else:
+            link.hurry()
 
     def _close_link(self, node_id: NodeID) -> None:
         link = self._links.pop(node_id)

@@ -19,13 +19,7 @@ from hypothesis import strategies as st
 from manager.ca.authority import CertificateAuthority
 from manager.ca.chain import leads_to_root, load_certificates
 from manager.ca.credentials import check_fit
-from manager.ca.issue import (
-    is_issuer_named,
-    issuer_names,
-    new_key_and_csr,
-    root_certificates_pem,
-    tls_info_of,
-)
+from manager.ca.issue import is_issuer_named, issuer_names, new_key_and_csr, tls_info_of
 from manager.ca.root import create_root
 from manager.ca.rootchange import (
     BATCH_NODES_MAX,
@@ -41,7 +35,14 @@ from manager.ca.tokens import new_join_token
 from manager.store import Entry, Store
 from proto.errors import ConflictError, DeniedError
 from proto.ids import ClusterID
-from proto.objects import Cluster, JoinTokens, Node, NodeAvailability, NodeRole
+from proto.objects import (
+    Cluster,
+    JoinTokens,
+    Node,
+    NodeAvailability,
+    NodeRole,
+    root_certificates_pem,
+)
 from raft.transport.identity import Credentials
 
 replace = msgspec.structs.replace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from manager.ca.issue import root_certificates_pem
 from manager.ca.tokens import root_digest
 from manager.httpapi.convert.common import Json, compact, member_of, meta, word_of
 from manager.httpapi.convert.service import resources_to_json
@@ -18,6 +17,7 @@ from proto.objects import (
     NodeSpec,
     Platform,
     TLSInfo,
+    root_certificates_pem,
 )
 
 

@@ -12,10 +12,10 @@ from aiohttp import web
 from manager.ca import external
 from manager.ca.chain import check_chain
 from manager.ca.external import check_external_cas
-from manager.ca.issue import new_key_and_csr, root_certificates_pem
+from manager.ca.issue import new_key_and_csr
 from manager.ca.rotation import NewRoot, begin_rotation, prepare_rotation
 from proto.errors import InvalidError, UnavailableError
-from proto.objects import ClusterSpec, ExternalCA
+from proto.objects import ClusterSpec, ExternalCA, root_certificates_pem
 
 pytestmark = pytest.mark.integration
 replace = msgspec.structs.replace

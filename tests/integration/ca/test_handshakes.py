@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 from grpc import aio
 
-from manager.ca.issue import new_key_and_csr, root_certificates_pem
+from manager.ca.issue import new_key_and_csr
 from manager.ca.renewal import Renewer
 from manager.ca.rotation import NewRoot, RootRotator, begin_rotation, progress
 from manager.ca.service import CAService
@@ -26,7 +26,7 @@ from manager.ca.tls import client_context, load_identity
 from manager.nodeport.errors import error_of_call
 from proto.clock import SystemClock
 from proto.errors import DeniedError
-from proto.objects import Node
+from proto.objects import Node, root_certificates_pem
 from proto.v1 import ca_pb2, ca_pb2_grpc
 from raft.transport.channels import secure_channel, secure_server, server_credentials
 from raft.transport.identity import MANAGER_ROLE, Credentials, full_name

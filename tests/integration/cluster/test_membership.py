@@ -1,5 +1,7 @@
 """Who gets into a cluster, who leaves it, and what its managers survive."""
 
+import shutil
+
 import pytest
 
 QUICK_SECONDS = 5.0
@@ -82,6 +84,16 @@ def test_last_manager_is_neither_demoted_nor_leaves_without_force(apart):
 
 
 @pytest.fixture(scope="module")
+def pair(make_cluster):
+    """Two managers, a worker, and a host that is in no cluster."""
+    cluster = make_cluster("t1c", 2, 2, is_formed=False)
+    cluster.init("m1")
+    cluster.join("m2", "m1", cluster.tokens("m1")["Manager"])
+    cluster.join("w1", "m1", cluster.tokens("m1")["Worker"])
+    return cluster
+
+
+@pytest.fixture(scope="module")
 def formed(make_cluster, rootfs, eventually):
     """Three managers and a worker, with a task of a service on each."""
     cluster = make_cluster("t1b", 3, 1, is_formed=True)
@@ -112,6 +124,60 @@ def test_roles_change_while_containers_run(formed, eventually):
     )
     assert formed.pids("m2") == pids
     assert {name: formed.host(name).daemon_pid for name in daemons} == daemons
+
+
+def _carry(formed, source, target):
+    """Copy what a host's daemon keeps of its cluster to another host, whose daemon is down."""
+    old, new = formed.host(source).state, formed.host(target).state
+    for name in ("node.json", "managers.json"):
+        shutil.copy2(old / name, new / name)
+    for name in ("certificates", "raft"):
+        if (old / name).exists():
+            shutil.copytree(old / name, new / name, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("source", ["w1", "m1"])
+def test_copied_state_is_found_out(pair, eventually, source):
+    """A worker's copy is let in nowhere, a manager's begins nothing; the original goes on."""
+    pair.lab.kill_daemon("w2")
+    _carry(pair, source, "w2")
+    pair.lab.start("w2")
+    eventually(lambda: pair.state("w2") == "error", what="the copy is refused")
+    said = pair.api("w2", "GET", "/info")["Swarm"]["Error"]
+    assert "copied" in said, said
+    assert "join anew" in said
+    assert pair.nodes("m1")[source]["Status"]["State"] == "ready"
+    pair.docker("w2", "swarm", "leave", "--force")
+    assert pair.state("w2") == "inactive"
+    assert pair.nodes("m1")[source]["Status"]["State"] == "ready"
+
+
+@pytest.mark.parametrize("name", ["w1", "m2"])
+def test_address_may_change(pair, eventually, name):
+    """A node that comes back at another address is the same node; the others find it there."""
+    host = pair.host(name)
+    old, new = host.address, host.address.rpartition(".")[0] + f".{200 + len(name)}"
+    pair.lab.kill_daemon(name)
+    host.exec("ip", "addr", "flush", "dev", "eth0")
+    host.exec("ip", "addr", "add", f"{new}/24", "dev", "eth0")
+    pair.lab.start(name)
+
+    def is_known():
+        node = pair.nodes("m1")[name]
+        manager = node.get("ManagerStatus")
+        return (
+            node["Status"] == {"State": "ready", "Addr": new}
+            and (manager is None or manager["Addr"] == f"{new}:2377")
+            and (manager is None or manager["Reachability"] == "reachable")
+        )
+
+    eventually(is_known, what="known at the new address")
+    assert len(pair.nodes("m1")) == 3
+    pair.lab.kill_daemon(name)
+    host.exec("ip", "addr", "flush", "dev", "eth0")
+    host.exec("ip", "addr", "add", f"{old}/24", "dev", "eth0")
+    pair.lab.start(name)
+    eventually(lambda: pair.nodes("m1")[name]["Status"] == {"State": "ready", "Addr": old})
 
 
 def test_lost_quorum_is_said_and_recovered(formed, eventually):

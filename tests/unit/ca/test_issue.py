@@ -17,7 +17,6 @@ from manager.ca.issue import (
     issue_certificate,
     issuer_names,
     new_key_and_csr,
-    root_certificates_pem,
     signer_of,
     tls_info_of,
 )
@@ -25,7 +24,7 @@ from manager.ca.root import RootCA, create_root
 from manager.ca.tokens import root_digest
 from proto.errors import InvalidError
 from proto.ids import ClusterID, NodeID
-from proto.objects import RootRotation
+from proto.objects import RootRotation, root_certificates_pem
 from raft.transport.identity import MANAGER_ROLE, WORKER_ROLE, Identity, read_identity
 
 NOW = 1_800_000_000.0

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from manager.ca.chain import check_chain, load_certificates
-from manager.ca.issue import new_key_and_csr, root_certificates_pem, signer_of
+from manager.ca.issue import new_key_and_csr, signer_of
 from manager.ca.rootchange import (
     BATCH_NODES_MAX,
     BATCH_SECONDS,
@@ -40,6 +40,7 @@ from proto.objects import (
     NodeStatus,
     RootRotation,
     TLSInfo,
+    root_certificates_pem,
 )
 
 replace = msgspec.structs.replace

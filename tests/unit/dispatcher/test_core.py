@@ -12,6 +12,7 @@ from manager.store.watch import WATCH_EVENTS_MAX
 from proto.assignments import CompleteAssignments, StatusUpdate
 from proto.errors import (
     DeniedError,
+    DuplicateNodeError,
     InvalidError,
     NotLeaderError,
     ResourceExhaustedError,
@@ -135,6 +136,23 @@ def test_too_many_registrations_are_refused(play):
         await world.register("n2")
         await asyncio.sleep(8)
         await world.register("n1")
+
+    play(scenario)
+
+
+def test_a_second_program_is_refused_while_the_first_lives(play):
+    """A copied state directory is one node too many; one that died makes room when it is missed."""
+
+    async def scenario(world):
+        first = await world.core.register("n1", NodeDescription(), address="10.0.0.1", instance="a")
+        with pytest.raises(DuplicateNodeError, match=r"n1 has a session from 10\.0\.0\.1"):
+            await world.core.register("n1", NodeDescription(), instance="b")
+        assert first.end is None
+        again = await world.core.register("n1", NodeDescription(), instance="a")
+        assert first.end is not None
+        await asyncio.sleep(10)  # nothing is heard of it any more
+        assert again.end is not None
+        await world.core.register("n1", NodeDescription(), instance="b")
 
     play(scenario)
 
