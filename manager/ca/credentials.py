@@ -155,6 +155,10 @@ class NodeCredentials:
         """Whether the key on disk needs an unlock key."""
         return self._kek is not None
 
+    def is_sealed_by(self, kek: Kek) -> bool:
+        """Tell whether this key opens what is on disk."""
+        return self._kek is not None and self._kek == kek
+
     def replace(self, *, certificate_pem: bytes, key_pem: bytes, roots_pem: bytes) -> None:
         """Switch to a renewed certificate, on disk and then in memory; subscribers are called.
 

@@ -132,7 +132,7 @@ class Changes(Place):
                     certificate_pem=founding.certificate_pem,
                     key_pem=founding.key_pem,
                     roots_pem=founding.roots_pem,
-                    kek=membership.tls_keys()[0],
+                    kek=membership.tls_key,
                     files=self._files,
                 )
                 await self._begin_manager(identity, membership, credentials)

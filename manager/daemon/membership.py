@@ -27,9 +27,9 @@ from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from manager.controlapi import Control
 from manager.daemon.addresses import join_port, split_port
+from manager.daemon.tlskey import TLS_KEY, change_tls_key, open_credentials, tls_key
 from manager.store import Store, Transaction
 from proto.clock import Clock
-from proto.errors import NotFoundError
 from proto.ids import ClusterID, NodeID, new_id
 from proto.objects import (
     NANOSECONDS,
@@ -55,11 +55,6 @@ from raft.node import RaftNode, Settings
 from raft.transport.identity import MANAGER_ROLE, CredentialsSource, read_identity
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
-
-
-# Secrets in the ring of keys: what seals the TLS key, and its successor while it changes.
-TLS_KEY = "tls"
-NEXT_TLS_KEY = "tls.next"
 
 
 class NewCluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +196,7 @@ class Membership:
             tx.create(node)
 
         try:
-            await asyncio.to_thread(membership.new_tls_key, rng)
+            await asyncio.to_thread(keys.seal, TLS_KEY, rng.randbytes(KEY_BYTES))
             await membership.store.update(write)
         except BaseException:
             await membership.close()
@@ -252,7 +247,7 @@ class Membership:
             clock,
         )
         try:
-            await asyncio.to_thread(membership.new_tls_key, rng)
+            await asyncio.to_thread(keys.seal, TLS_KEY, rng.randbytes(KEY_BYTES))
         except BaseException:
             await membership.close()
             raise
@@ -317,35 +312,18 @@ class Membership:
             raise
         return cls(keys, raft, store)
 
-    def tls_keys(self) -> tuple[Kek, ...]:
-        """Return the keys that may seal this node's TLS key, the likeliest first.
+    def open_credentials(self, directory: Path, files: Files | None) -> NodeCredentials:
+        """Open this node's certificate with the ring's key; blocks. Raises as `tlskey` does."""
+        return open_credentials(self._keys, directory, files)
 
-        There are two while they change; a manager's TLS key is never sealed by the unlock key
-        itself, so that changing that one stays a single rename.
-        """
-        found = []
-        for name in (NEXT_TLS_KEY, TLS_KEY):
-            try:
-                found.append(Kek(self._keys.unseal(name)))
-            except NotFoundError:
-                continue
-        return tuple(found)
-
-    def new_tls_key(self, rng: random.Random) -> None:
-        """Draw the key that seals this node's TLS key; blocks."""
-        self._keys.seal(TLS_KEY, rng.randbytes(KEY_BYTES))
+    @property
+    def tls_key(self) -> Kek:
+        """What a new certificate's key is to be sealed with."""
+        return tls_key(self._keys)
 
     async def change_tls_key(self, credentials: NodeCredentials, rng: random.Random) -> None:
         """Seal the TLS key on disk by a new key of the ring; may be cut short at every step."""
-
-        def change() -> None:
-            new = rng.randbytes(KEY_BYTES)
-            self._keys.seal(NEXT_TLS_KEY, new)
-            credentials.seal(Kek(new))
-            self._keys.seal(TLS_KEY, new)
-            self._keys.forget(NEXT_TLS_KEY)
-
-        await asyncio.to_thread(change)
+        await asyncio.to_thread(change_tls_key, self._keys, credentials, rng.randbytes(KEY_BYTES))
 
     def cluster(self) -> Cluster:
         """Return the cluster's row."""

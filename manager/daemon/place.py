@@ -55,7 +55,6 @@ from overlay.api import NodeNetwork
 from proto.clock import Clock
 from proto.errors import (
     ConflictError,
-    CorruptError,
     InvalidError,
     SwarmError,
     UnavailableError,
@@ -210,7 +209,9 @@ class Place:
                 files=self._files,
             )
             try:
-                credentials = await asyncio.to_thread(self._open_credentials, membership)
+                credentials = await asyncio.to_thread(
+                    membership.open_credentials, self._config.certificates_dir, self._files
+                )
                 if is_moved:
                     await self._refuse_copy(identity, credentials)
                     identity = self._move(identity)
@@ -301,18 +302,6 @@ class Place:
             return
         with contextlib.suppress(SwarmError):  # the first error is the one to show
             await membership.close()
-
-    def _open_credentials(self, membership: Membership) -> NodeCredentials:
-        """Open the certificate with whichever key of the ring fits; blocks."""
-        keys = membership.tls_keys()
-        if not keys:
-            raise CorruptError(str(self._config.raft_dir), 0, "the TLS key's key is missing")
-        credentials = NodeCredentials.open(
-            self._config.certificates_dir, keys[0], other_kek=keys[-1], files=self._files
-        )
-        if not credentials.is_sealed:
-            credentials.seal(keys[0])  # it became a manager just before it ended
-        return credentials
 
     def _use(self, identity: Identity, credentials: NodeCredentials) -> None:
         """Show this certificate from now on, and keep it from ending."""
@@ -492,7 +481,7 @@ class Place:
             write_identity(self._config.identity_file, identity)
             self._identity = identity
             # After the identity: a worker could not open a sealed key, a manager seals a clear one.
-            await asyncio.to_thread(credentials.seal, membership.tls_keys()[0])
+            await asyncio.to_thread(credentials.seal, membership.tls_key)
             await self._begin_manager(identity, membership, credentials)
         except BaseException:
             await self._abandon(membership)

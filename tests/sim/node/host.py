@@ -26,8 +26,8 @@ from manager.daemon.config import DaemonConfig
 from manager.daemon.identity import Identity, write_identity
 from manager.daemon.machine import Machine as MachineFacts
 from manager.daemon.machine import RuntimeFacts
-from manager.daemon.membership import TLS_KEY
 from manager.daemon.node import SwarmNode
+from manager.daemon.tlskey import TLS_KEY
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Store, View
 from proto.errors import (
