@@ -321,9 +321,10 @@ class Changes(Place):
                 await self._leave_group(self._manager)
             remove_identity(self._config.identity_file)
             await self._stop_manager()
+            # First: the agent ends its session when it leaves, and a session's end says nothing.
+            await self._stop_client(is_goodbye=True)
             if self._resources.agent is not None:
                 await self._resources.agent.leave()
-            await self._stop_client(is_goodbye=True)
             await self._stop_agent()
             await self._network.destroy()
             await self._forget()

@@ -12,6 +12,7 @@ more memory than the rest of a small node; so a manager that is alone opens it a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from raft.transport.transport import Transport
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+# How long to wait before keys that could not be sealed are tried again.
+SEAL_RETRY_SECONDS = 1.0
 
 LEADER_LOOPS = ("dispatcher", "orchestrator", "rotator", "roles")
 
@@ -207,18 +211,31 @@ class Manager:
         node_id = self._identity.node_id
         async with self.store.watch(Cluster, Node) as watch:
             while True:
-                view = self.store.view()
                 self._learn(self.peers())
+                is_sealed = await self._is_sealed()
+                view = self.store.view()
                 for cluster in view.clusters:
-                    await self.seal()
                     roots = root_certificates_pem(cluster).encode()
                     if roots != self._credentials.source().roots_pem:
                         self._trust(roots)
                 node = view.nodes.get(node_id)
                 if node is not None and self.store.term and self._rotator.must_renew(node):
                     self._hurry_renewal()
-                await anext(watch)
-                watch.drain()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if is_sealed else SEAL_RETRY_SECONDS):
+                        await anext(watch)
+                    watch.drain()
+
+    async def _is_sealed(self) -> bool:
+        """Seal if there is a cluster yet; without a quorum it has to wait."""
+        if not list(self.store.view().clusters):
+            return True
+        try:
+            await self.seal()
+        except SwarmError as error:
+            log.warning("keys_not_sealed", reason=error.message)
+            return False
+        return True
 
     async def seal(self) -> None:
         """Let the keys on this disk follow the cluster's unlock key."""

@@ -335,9 +335,17 @@ class Membership:
         return self._keys.kek if self._keys.is_autolocked else None
 
     async def seal_keys(self) -> bool:
-        """Make the ring of keys follow the cluster's unlock key; tell if it became locked by it."""
+        """Make the ring of keys follow the cluster's unlock key; tell if it became locked by it.
+
+        Raises:
+            UnavailableError: it is not known which key that is; the ring is as it was.
+        """
         async with self._sealing:
             wanted = self.cluster().unlock_key
+            if wanted != (self._keys.kek.format() if self._keys.is_autolocked else ""):
+                # A manager that is catching up sees keys that were, or none: never seal by those.
+                await self.store.read_barrier()
+                wanted = self.cluster().unlock_key
             was_locked = self._keys.is_autolocked
             current = self._keys.kek.format() if was_locked else ""
             becomes_locked = bool(wanted) and not was_locked

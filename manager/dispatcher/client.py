@@ -91,11 +91,16 @@ class DispatcherClient:
         self._limits = limits
         self._session: _ClientSession | None = None
         self._instance = new_id(rng)
+        self._is_closed = False
         self._spread_seconds = 0.0
         self._register_seconds = REGISTER_SECONDS
 
     async def close(self, *, is_goodbye: bool = False) -> None:
-        """End the session; with a goodbye the managers take the node for down at once."""
+        """End for good; with a goodbye the managers take the node for down at once."""
+        self._is_closed = True
+        await self._end_session(is_goodbye=is_goodbye)
+
+    async def _end_session(self, *, is_goodbye: bool = False) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.close(is_goodbye=is_goodbye)
@@ -114,7 +119,9 @@ class DispatcherClient:
             DeniedError: the node may not.
         """
         assert node_id == self._node_id
-        await self.close()
+        if self._is_closed:
+            raise UnavailableError("this node is leaving its cluster, or stopping")
+        await self._end_session()
         await asyncio.sleep(self._rng.uniform(0, self._spread_seconds))
         search = Search(self._remotes, self._rng)
         reason = "this node knows no manager"
@@ -295,12 +302,13 @@ class _ClientSession:
 
     async def close(self, *, is_goodbye: bool = False) -> None:
         """End it and the channel."""
+        if is_goodbye and self._call is not None and not self._call.done():
+            # First: to give up a read cancels the call.
+            await self._say_goodbye(self._call)
         self.fail(UnavailableError("the session was closed"))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if is_goodbye and self._call is not None and not self._call.done():
-            await self._say_goodbye(self._call)
         if self._call is not None:
             self._call.cancel()
         await self._channel.close(None)
@@ -308,8 +316,9 @@ class _ClientSession:
     async def _say_goodbye(self, call: Call) -> None:
         try:
             async with asyncio.timeout(1.0):
-                await call.write(pb.FromAgent(goodbye=pb.Goodbye()))
-                await call.done_writing()
+                async with self._writing:
+                    await call.write(pb.FromAgent(goodbye=pb.Goodbye()))
+                    await call.done_writing()
                 await call.code()
         except (TimeoutError, aio.AioRpcError, asyncio.InvalidStateError):
             log.info("goodbye_not_heard")

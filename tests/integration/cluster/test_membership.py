@@ -59,13 +59,14 @@ def test_second_membership_is_refused(apart):
         assert "already part of a swarm" in said, said
 
 
-def test_worker_leaves_and_its_node_is_removed(apart, eventually):
+def test_worker_leaves_and_its_node_is_removed(apart):
     """A worker leaves without force, is down, can be removed, and can join anew."""
     node_id = apart.nodes("m1")["w1"]["ID"]
     assert "down" in apart.refused("m1", "DELETE", f"/nodes/{node_id}")
     apart.api("w1", "POST", "/swarm/leave")
     assert apart.state("w1") == "inactive"
-    eventually(lambda: apart.nodes("m1")["w1"]["Status"]["State"] == "down", what="w1 is down")
+    status = apart.nodes("m1")["w1"]["Status"]
+    assert (status["State"], status.get("Message")) == ("down", "the node said goodbye")
     apart.api("m1", "DELETE", f"/nodes/{node_id}")
     assert "w1" not in apart.nodes("m1")
     apart.join("w1", "m1", apart.tokens("m1")["Worker"])
