@@ -25,7 +25,7 @@ from manager.ca.tokens import JoinToken, parse_join_token
 from manager.httpapi.backend import Joined, RemoteManager
 from manager.httpapi.contexts import client_context, unverified_context
 from manager.httpapi.routes.join import WireJoined
-from proto.errors import DeniedError, InvalidError, LockedError, UnavailableError
+from proto.errors import DeniedError, InvalidError, SwarmError, UnavailableError
 from proto.ids import ClusterID, NodeID
 from proto.objects import NodeAvailability, NodeRole
 from raft.transport.identity import MANAGER_ROLE
@@ -186,14 +186,12 @@ async def _ask(
     return joined
 
 
-def _refusal(remote_addr: str, status: int, body: bytes) -> Exception:
+def _refusal(remote_addr: str, status: int, body: bytes) -> SwarmError:
     """Return the error that a manager answered with."""
     try:
         message = str(msgspec.json.decode(body)["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         message = f"{remote_addr} answered with status {status}"
-    if message == LockedError().message:
-        return UnavailableError(f"{remote_addr}: {message}")
     if status == HTTPStatus.FORBIDDEN:
         return DeniedError(message)
     if status in _REFUSED:

@@ -262,9 +262,8 @@ def root_certificates_pem(cluster: Cluster) -> str:
     """Return what nodes have to trust now: the root, and during a rotation the new one too."""
     if cluster.root_rotation is None:
         return cluster.root_ca_certificate_pem
-    return (
-        cluster.root_ca_certificate_pem.rstrip("\n") + "\n" + cluster.root_rotation.certificate_pem
-    )
+    roots = (cluster.root_ca_certificate_pem, cluster.root_rotation.certificate_pem)
+    return "".join(root.rstrip("\n") + "\n" for root in roots)
 
 
 Object = Cluster | Node | Service | ServiceSpecVersion | Task

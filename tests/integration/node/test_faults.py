@@ -105,13 +105,14 @@ def test_a_published_port_is_taken_once(node):
     assert "one" in refused.stderr
 
 
-def test_a_second_daemon_is_refused(node):
-    """Same directories: the second daemon names the first and ends, the first goes on."""
+@pytest.mark.parametrize("shared", ["both", "state", "run"])
+def test_a_second_daemon_is_refused(node, shared):
+    """With either directory of the first the second names it and ends; the first goes on."""
     swarmd = str(Path(sys.executable).parent / "swarmd")
-    second = node.host.exec(
-        *(swarmd, "--state-dir", str(node.host.state), "--run-dir", str(node.host.run)),
-        check=False,
-    )
+    other = node.host.root / f"other-{shared}"
+    state = other / "state" if shared == "run" else node.host.state
+    run = other / "run" if shared == "state" else node.host.run
+    second = node.host.exec(swarmd, "--state-dir", str(state), "--run-dir", str(run), check=False)
     assert second.returncode == 1
     assert f"process {node.host.daemon_pid}" in second.stderr
     assert "Traceback" not in second.stderr
