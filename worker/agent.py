@@ -31,6 +31,7 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
+from proto.logs import LogOptions, LogRecord
 from proto.objects import Node, NodeDescription
 from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
 from worker.backoff import Backoff
@@ -44,7 +45,7 @@ from worker.container import (
 from worker.db import WorkerDB
 from worker.reporter import Reporter
 from worker.runner import Images, Runner
-from worker.runtime.api import LogOptions, LogRecord, Runtime
+from worker.runtime.api import Runtime
 from worker.task.events import Event, Forget, Instruction, Report, ReportBug
 from worker.task.phases import Phase
 from worker.task.table import Remains, TaskTable

@@ -36,11 +36,11 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import ContainerID, ImageID, TaskID
+from proto.logs import LogOptions, LogRecord
 from proto.objects import NodeAvailability, NodeRole, Object, Task
 from raft.transport.identity import MANAGER_ROLE, Credentials
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
-from worker.runtime.api import LogOptions, LogRecord
 from worker.volumes import VolumeStore
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()

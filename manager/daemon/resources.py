@@ -10,11 +10,11 @@ import structlog
 from manager.daemon.config import DaemonConfig
 from proto.errors import NotFoundError, SwarmError
 from proto.ids import ContainerID, ImageID
+from proto.logs import LogOptions, LogRecord
 from proto.objects import Task
 from worker.agent import Agent
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
-from worker.runtime.api import LogOptions, LogRecord
 from worker.volumes import VolumeStore, directory_bytes
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()

@@ -17,6 +17,7 @@ from typing_extensions import override
 from manager.ca.rootchange import NewRoot
 from manager.store.watch import Watch
 from proto.ids import ClusterID, ContainerID, ImageID, NodeID, ServiceID, TaskID
+from proto.logs import LogOptions, LogRecord
 from proto.objects import (
     Cluster,
     ClusterSpec,
@@ -32,7 +33,6 @@ from proto.objects import (
 from raft.transport.identity import Credentials
 from worker.images.api import Deleted, Image, Progress, RegistryAuth
 from worker.images.removal import ImageUse
-from worker.runtime.api import LogOptions, LogRecord
 from worker.volumes import Volume
 
 LocalNodeState = Literal["inactive", "pending", "active", "error", "locked"]

@@ -15,8 +15,8 @@ from urllib.parse import quote_plus
 import msgspec
 
 from manager.httpapi.timestamps import rfc3339_fixed
+from proto.logs import LogRecord
 from worker.images.api import Progress
-from worker.runtime.api import LogRecord
 
 MULTIPLEXED_TYPE = "application/vnd.docker.multiplexed-stream"
 RAW_TYPE = "application/vnd.docker.raw-stream"

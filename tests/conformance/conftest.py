@@ -28,6 +28,7 @@ from manager.store import Entry, Store, Transaction, Watch
 from proto.clock import SystemClock
 from proto.errors import LockedError, UnavailableError
 from proto.ids import ClusterID, ContainerID, ImageID, NodeID, TaskID, container_id_of, new_id
+from proto.logs import LogOptions, LogRecord
 from proto.objects import (
     Cluster,
     EngineDescription,
@@ -51,7 +52,6 @@ from proto.objects import (
 from proto.states import TaskState
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
-from worker.runtime.api import LogOptions, LogRecord
 from worker.volumes import VolumeStore
 
 DEADLINE_SECONDS = 30.0

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from proto.ids import ContainerID
+from proto.logs import LogOptions, LogRecord
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,25 +129,6 @@ class ContainerState(Value, frozen=True):
     pid: int = 0
     exit: ExitStatus | None = None
     labels: Mapping[str, str] = {}
-
-
-class LogRecord(Value, frozen=True):
-    """One line of output; `data` keeps its line end if it had one; `time_ns` since epoch."""
-
-    time_ns: int
-    stream: Literal["stdout", "stderr"]
-    data: bytes
-
-
-class LogOptions(Value, frozen=True):
-    """Which lines: `tail` -1 means all; `since_ns`/`until_ns` 0 means unbounded."""
-
-    follow: bool = False
-    tail: int = -1
-    since_ns: int = 0
-    until_ns: int = 0
-    stdout: bool = True
-    stderr: bool = True
 
 
 class Probe(Value, frozen=True):

@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from worker.runtime.api import LogRecord
+from proto.logs import LogRecord
 
 # A line of output longer than this is given out in parts, so that a program that never ends its
 # line cannot fill the daemon's memory.

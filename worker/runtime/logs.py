@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from proto.clock import Clock
+from proto.logs import LogOptions, LogRecord
 from worker.runtime import logfile
-from worker.runtime.api import LogOptions, LogRecord
 from worker.runtime.watching import Watches
 
 _BLOCK_BYTES = 1 << 16

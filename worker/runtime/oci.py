@@ -23,6 +23,7 @@ import structlog
 from proto.clock import Clock, SystemClock
 from proto.errors import RuntimeFailedError, SwarmError
 from proto.ids import ContainerID
+from proto.logs import LogOptions, LogRecord
 from worker.runtime import (
     capabilities,
     cgroups,
@@ -33,14 +34,7 @@ from worker.runtime import (
     rootfs,
     spawn,
 )
-from worker.runtime.api import (
-    ContainerConfig,
-    ContainerState,
-    ExitStatus,
-    LogConfig,
-    LogOptions,
-    LogRecord,
-)
+from worker.runtime.api import ContainerConfig, ContainerState, ExitStatus, LogConfig
 from worker.runtime.conmon import Binaries
 from worker.runtime.directory import LOST_EXIT_CODE, ContainerDirectory, ProcessRecord
 from worker.runtime.filters import FilterCache

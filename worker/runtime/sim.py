@@ -18,13 +18,8 @@ from overlay.api import Attachment, PublishedPort
 from proto.clock import Clock
 from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
-from worker.runtime.api import (
-    ContainerConfig,
-    ContainerState,
-    ExitStatus,
-    LogOptions,
-    LogRecord,
-)
+from proto.logs import LogOptions, LogRecord
+from worker.runtime.api import ContainerConfig, ContainerState, ExitStatus
 
 _SIGNAL_NUMBERS = {"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "TERM": 15}
 _KILL = 9

@@ -21,8 +21,8 @@ from manager.httpapi.timestamps import parse_moment
 from manager.store.watch import Created, Deleted, Resync
 from proto.errors import InvalidError, SwarmError
 from proto.ids import ServiceID, TaskID
+from proto.logs import LogOptions, LogRecord
 from proto.objects import Service, ServiceSpec, Task
-from worker.runtime.api import LogOptions, LogRecord
 
 Lines = AsyncIterator[tuple[Task, LogRecord]]
 

@@ -21,9 +21,9 @@ from manager.httpapi.server import Listener, make_app, serve_unix
 from manager.store import Watch
 from proto.errors import NotFoundError, UnavailableError
 from proto.ids import ContainerID, ImageID, NodeID, ServiceID, TaskID
+from proto.logs import LogOptions, LogRecord
 from proto.objects import Cluster, ClusterSpec, Node, NodeSpec, Object, Service, ServiceSpec, Task
 from worker.images.api import Deleted, Image, Progress, RegistryAuth
-from worker.runtime.api import LogOptions, LogRecord
 from worker.volumes import VolumeStore
 
 NOT_A_MANAGER = "This node is not a swarm manager."

@@ -18,6 +18,7 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import NodeID, ServiceID, TaskID
+from proto.logs import LogRecord
 from proto.objects import (
     ContainerSpec,
     NodeAvailability,
@@ -30,7 +31,6 @@ from proto.objects import (
 )
 from proto.states import TaskState
 from worker.images.api import Progress
-from worker.runtime.api import LogRecord
 
 if TYPE_CHECKING:
     from tests.unit.httpapi.conftest import Served

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from manager.httpapi.frames import bar, details_of, error_line, frame, log_line, progress_line
+from proto.logs import LogRecord
 from worker.images.api import Progress
-from worker.runtime.api import LogRecord
 
 RECORD = LogRecord(time_ns=1_600_000_000_000_000_000, stream="stderr", data=b"hello world\n")
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
+from proto.logs import LogRecord
 from worker.runtime import cgroups, conmon, logfile, network_files, procfs, rootfs, spec
-from worker.runtime.api import ContainerConfig, ContainerLimits, LogRecord
+from worker.runtime.api import ContainerConfig, ContainerLimits
 from worker.runtime.conmon import Binaries
 from worker.runtime.directory import ContainerDirectory
 from worker.runtime.filters import ANNOTATION, FilterCache

@@ -9,6 +9,7 @@ import pytest
 
 from proto.errors import InvalidError, NotFoundError
 from proto.ids import ContainerID, ImageID, TaskID, container_id_of
+from proto.logs import LogOptions
 from proto.objects import (
     NANOSECONDS,
     ContainerSpec,
@@ -20,7 +21,7 @@ from proto.objects import (
 from proto.states import TaskState
 from worker.api import Assignment
 from worker.runner import PREPARATIONS_MAX
-from worker.runtime.api import ContainerConfig, LogOptions
+from worker.runtime.api import ContainerConfig
 from worker.runtime.sim import SimScript
 from worker.task.events import PortsApplied
 from worker.volumes import VolumeStore

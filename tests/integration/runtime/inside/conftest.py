@@ -183,7 +183,7 @@ def run(runtime: OciRuntime) -> Callable[[ContainerConfig], object]:
     """Runs a container to its end and returns its exit code and output."""
 
     async def go(config: ContainerConfig) -> tuple[int, str]:
-        from worker.runtime.api import LogOptions  # noqa: PLC0415 -- used here alone
+        from proto.logs import LogOptions  # noqa: PLC0415 -- used here alone
 
         await runtime.create(config)
         await runtime.start(config.id)

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from proto.logs import LogOptions
 from worker.runtime import cgroups
-from worker.runtime.api import ContainerLimits, ContainerMount, LogOptions
+from worker.runtime.api import ContainerLimits, ContainerMount
 
 IS_VERSION_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 needs_controllers = pytest.mark.skipif(

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from proto.errors import RuntimeFailedError
+from proto.logs import LogOptions
 from worker.runtime import procfs
-from worker.runtime.api import LogOptions
 from worker.runtime.directory import ContainerDirectory, ProcessRecord
 
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from proto.errors import RuntimeFailedError
-from worker.runtime.api import LogConfig, LogOptions
+from proto.logs import LogOptions
+from worker.runtime.api import LogConfig
 
 
 async def text(records) -> bytes:

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from proto.errors import RuntimeFailedError
+from proto.logs import LogOptions
 from worker.runtime import syscalls
-from worker.runtime.api import ContainerMount, LogOptions
+from worker.runtime.api import ContainerMount
 from worker.runtime.conmon import Binaries
 from worker.runtime.oci import OciRuntime
 from worker.runtime.probe import probe

@@ -7,9 +7,9 @@ import subprocess
 import time
 
 from proto.ids import TaskID, container_id_of
+from proto.logs import LogOptions
 from proto.objects import NANOSECONDS, ContainerSpec, HealthConfig, Mount, PortConfig
 from proto.states import TaskState
-from worker.runtime.api import LogOptions
 
 SLEEP = ContainerSpec(command=("sleep", "1000"), stop_signal="SIGKILL")
 T = TaskID("t1")
