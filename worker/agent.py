@@ -216,7 +216,7 @@ class Agent:
                 raise error
         return len(containers)
 
-    async def logs(self, task_id: TaskID, options: LogOptions) -> AsyncIterator[LogRecord]:
+    async def logs(self, task_id: TaskID, options: LogOptions) -> AsyncGenerator[LogRecord]:
         """Yield the output of a task's container; nothing if it never had one.
 
         With `follow` it waits for a container that is still being made.
@@ -233,6 +233,10 @@ class Agent:
         async with _closed_after(self._runtime.logs(container_id_of(task_id), options)) as records:
             async for record in records:
                 yield record
+
+    def has_task(self, task_id: TaskID) -> bool:
+        """Tell whether a task is on this node."""
+        return task_id in self._table.machines
 
     def _has_container(self, task_id: TaskID) -> bool:
         machine = self._table.machines.get(task_id)

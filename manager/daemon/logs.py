@@ -1,16 +1,103 @@
-"""Merge the output of several tasks into one stream, as it comes."""
+"""The output of several tasks as one stream, as it comes, whichever nodes they are on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
+
+from manager.store.tables import View
+from proto.errors import UnavailableError
+from proto.ids import NodeID, TaskID
+from proto.logs import LogOptions, LogRecord
+from proto.objects import Task
 
 T = TypeVar("T")
 
 # Lines read ahead of the consumer, over all sources: a slow client must not fill the memory.
 LINES_AHEAD_MAX = 256
+
+
+PLACE_POLL_SECONDS = 0.2
+REASONS_MAX = 10
+
+Read = Callable[[TaskID, LogOptions], AsyncGenerator[LogRecord]]
+
+
+class TaskLogs:
+    """Reads each task where it is."""
+
+    def __init__(
+        self,
+        node_id: NodeID,
+        view: Callable[[], View],
+        *,
+        here: Read,
+        elsewhere: Read | None,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            node_id: this node.
+            view: the cluster's state.
+            here: reads a task of this node.
+            elsewhere: reads a task of any other; None if there are no others.
+        """
+        self._node_id = node_id
+        self._view = view
+        self._here = here
+        self._elsewhere = elsewhere
+
+    async def read(
+        self, tasks: Sequence[Task], options: LogOptions
+    ) -> AsyncGenerator[tuple[Task, LogRecord]]:
+        """Yield the lines of all tasks, each task's oldest first.
+
+        Raises:
+            UnavailableError: at the end: lines are missing, and why.
+        """
+        missing: dict[str, int] = {}
+        sources = [self._of(task.id, options, missing) for task in tasks]
+        async with aclosing(merge(sources)) as lines:
+            async for line in lines:
+                yield line
+        if missing:
+            reasons = [
+                reason if count == 1 else f"{reason} ({count} tasks)"
+                for reason, count in sorted(missing.items())
+            ]
+            shown = "; ".join(reasons[:REASONS_MAX])
+            more = len(reasons) - REASONS_MAX
+            raise UnavailableError(shown if more <= 0 else f"{shown}; and {more} more")
+
+    async def _of(
+        self, task_id: TaskID, options: LogOptions, missing: dict[str, int]
+    ) -> AsyncGenerator[tuple[Task, LogRecord]]:
+        task = await self._placed(task_id, options)
+        if task is None:
+            return
+        read = self._here if task.node_id == self._node_id else self._elsewhere
+        if read is None:
+            reason = f"node {task.node_id} is not in the swarm any more"
+            missing[reason] = missing.get(reason, 0) + 1
+            return
+        try:
+            async with aclosing(read(task_id, options)) as records:
+                async for record in records:
+                    yield task, record
+        except UnavailableError as error:
+            missing[error.message] = missing.get(error.message, 0) + 1
+
+    async def _placed(self, task_id: TaskID, options: LogOptions) -> Task | None:
+        """Return the task when it is on a node; None if it is on none, and nobody waits for it."""
+        while True:
+            task = self._view().tasks.get(task_id)
+            if task is None or task.node_id:
+                return task
+            if not options.follow or task.status.state.is_terminal:
+                return None
+            await asyncio.sleep(PLACE_POLL_SECONDS)
 
 
 async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T]:

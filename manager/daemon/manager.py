@@ -31,7 +31,7 @@ from manager.daemon.roles import RoleManager
 from manager.daemon.supervisor import Supervisor
 from manager.dispatcher.core import DispatcherCore
 from manager.dispatcher.switch import DispatcherSwitch
-from manager.nodeport.remotes import ManagerPeer
+from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Transaction
 from proto.clock import Clock
@@ -48,6 +48,7 @@ from proto.objects import (
 )
 
 if TYPE_CHECKING:
+    from manager.logbroker.collector import Collector
     from raft.node import Transport as RaftTransport
     from raft.transport.transport import Transport
 
@@ -67,6 +68,7 @@ class Manager:
         membership: Membership,
         credentials: NodeCredentials,
         identity: Identity,
+        remotes: Remotes,
         *,
         switch: DispatcherSwitch,
         hurry_renewal: Callable[[], None],
@@ -82,6 +84,7 @@ class Manager:
             membership: closed by `close`.
             credentials: this node's.
             identity: this node's.
+            remotes: the other managers.
             switch: is told who dispatches to this node's agent.
             hurry_renewal: renews this node's certificate soon.
             follow: lets this node's agent ask another manager; called when another leads.
@@ -95,6 +98,7 @@ class Manager:
         self.raft = membership.raft
         self._credentials = credentials
         self._identity = identity
+        self._remotes = remotes
         self._switch = switch
         self._hurry_renewal = hurry_renewal
         self._follow = follow
@@ -105,6 +109,8 @@ class Manager:
         self._supervisor = Supervisor()
         self._opening = asyncio.Lock()
         self._transport: Transport | None = None
+        # Reads logs of other nodes; there is none while there are no other nodes.
+        self.logs: Collector | None = None
         self.authority = CertificateAuthority(
             self.store, clock, rng, credentials=credentials.source
         )
@@ -258,15 +264,18 @@ class Manager:
             # Only now: grpc takes memory that a node alone does without.
             from manager.daemon.nodeport import open_transport  # noqa: PLC0415
 
-            self._transport = await open_transport(
+            self._transport, logs, asker = await open_transport(
                 self,
                 self._identity,
                 self._credentials,
+                self._remotes,
                 listen_address=node_port_address(self._identity.listen_addr),
                 clock=self._clock,
                 rng=self._rng,
             )
             self.raft.connect(cast("RaftTransport", self._transport))
+            self._supervisor.start("log requests", lambda: asker.run(logs.answer))
+            self.logs = logs
             log.info("node_port_opened", address=node_port_address(self._identity.listen_addr))
 
     def credentials_changed(self) -> None:

@@ -16,7 +16,7 @@ import structlog
 from manager.daemon.changes import NOT_IN_SWARM, Changes
 from manager.daemon.facts import facts_of
 from manager.daemon.identity import read_identity
-from manager.daemon.logs import merge
+from manager.daemon.logs import TaskLogs
 from manager.daemon.manager import Manager
 from manager.daemon.membership import (
     NodeControl,
@@ -218,7 +218,14 @@ class SwarmNode(Changes):
     def task_logs(
         self, task_ids: Sequence[TaskID], options: LogOptions
     ) -> AsyncIterator[tuple[Task, LogRecord]]:
-        """Yield the output of tasks, each task's oldest first."""
-        control = self.control()
-        tasks = [control.task(task_id) for task_id in task_ids]
-        return merge([self._resources.logs_of(task, options) for task in tasks])
+        """Yield the output of tasks, each task's oldest first; last, say what is missing."""
+        manager = self._managing()
+        assert self._identity is not None
+        tasks = [manager.control.task(task_id) for task_id in task_ids]
+        logs = TaskLogs(
+            self._identity.node_id,
+            manager.store.view,
+            here=self._resources.lines,
+            elsewhere=manager.logs.read if manager.logs is not None else None,
+        )
+        return logs.read(tasks, options)

@@ -14,13 +14,23 @@ from manager.ca.service import CAService
 from manager.daemon.identity import Identity
 from manager.daemon.membership import node_port_address
 from manager.dispatcher.service import DispatcherService
+from manager.logbroker.asker import Asker
+from manager.logbroker.collector import Collector
+from manager.logbroker.service import LogsService
 from manager.nodeport.authorize import authorizing_interceptor
 from manager.nodeport.errors import abort
 from manager.nodeport.peer import identity_of
+from manager.nodeport.remotes import Remotes
 from proto.clock import Clock
 from proto.errors import SwarmError
 from proto.ids import NodeID
-from proto.v1 import ca_pb2_grpc, dispatcher_pb2_grpc, managers_pb2, managers_pb2_grpc
+from proto.v1 import (
+    ca_pb2_grpc,
+    dispatcher_pb2_grpc,
+    logs_pb2_grpc,
+    managers_pb2,
+    managers_pb2_grpc,
+)
 from raft.transport.transport import Transport
 
 if TYPE_CHECKING:
@@ -89,12 +99,13 @@ async def open_transport(
     manager: Manager,
     identity: Identity,
     credentials: NodeCredentials,
+    remotes: Remotes,
     *,
     listen_address: str,
     clock: Clock,
     rng: random.Random,
-) -> Transport:
-    """Serve all services of the node port.
+) -> tuple[Transport, Collector, Asker]:
+    """Serve all services of the node port; return what the manager itself uses of them.
 
     Raises:
         UnavailableError: the address cannot be listened on.
@@ -112,6 +123,23 @@ async def open_transport(
         rng=rng,
         address=node_port_address(identity.advertise_addr),
     )
+    asker = Asker(
+        identity.cluster_id,
+        credentials.source,
+        remotes,
+        is_leader=lambda: manager.store.term != 0,
+        own_wishes=manager.dispatcher.wishes,
+        rng=rng,
+    )
+    collector = Collector(
+        identity.node_id,
+        node_port_address(identity.advertise_addr),
+        manager.store.view,
+        rng,
+        ask=asker.ask,
+        forget=asker.forget,
+    )
+    logs = LogsService(collector, manager.dispatcher.wishes, manager.leader_node_port)
     dispatcher = DispatcherService(manager.dispatcher, manager.leader_node_port)
     authority = CAService(manager.authority)
     managers = ManagersService(manager)
@@ -120,8 +148,9 @@ async def open_transport(
         add_services=[
             lambda server: dispatcher_pb2_grpc.add_DispatcherServicer_to_server(dispatcher, server),
             lambda server: ca_pb2_grpc.add_CAServicer_to_server(authority, server),
+            lambda server: logs_pb2_grpc.add_LogsServicer_to_server(logs, server),
             lambda server: managers_pb2_grpc.add_ManagersServicer_to_server(managers, server),
         ],
         interceptors=[authorizing_interceptor(identity.cluster_id, lambda: manager.store, clock)],
     )
-    return transport
+    return transport, collector, asker

@@ -40,6 +40,7 @@ from manager.daemon.membership import (
     node_port_address,
 )
 from manager.daemon.moving import has_moved, is_answering, moved
+from manager.daemon.publishing import Publishing
 from manager.daemon.remembered import (
     RememberedMember,
     read_remembered,
@@ -60,6 +61,7 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import NodeID
+from proto.logs import LogRequest
 from proto.objects import NodeRole
 from raft.files import Files
 from raft.keys import Kek
@@ -129,8 +131,9 @@ class Place:
         self._settings = Settings(tick_seconds=config.raft_tick_seconds)
         self._changing = asyncio.Lock()
         self._supervisor = Supervisor()
-        self._dispatcher = DispatcherSwitch(self._on_session)
+        self._dispatcher = DispatcherSwitch(self._on_session, self._on_wish)
         self._resources = Resources(config, images)
+        self._publishing = Publishing(self._resources.lines)
         self._identity: Identity | None = None
         self._credentials: NodeCredentials | None = None
         self._shown = b""
@@ -388,6 +391,7 @@ class Place:
             clock=self._clock,
             rng=self._rng,
             on_session=self._on_session,
+            on_wish=self._on_wish,
             describe=lambda: describe(self._machine),
             address=split_port(self._identity.advertise_addr, "address")[0],
         )
@@ -411,6 +415,11 @@ class Place:
             self._begin(self._change_role(wanted), "role")
         elif session.renew_certificate:
             self._hurry_renewal()
+
+    def _on_wish(self, request: LogRequest) -> None:
+        """Send the output of a task to the manager that wishes for it."""
+        if self._identity is not None and self._credentials is not None:
+            self._publishing.take(request, self._identity.cluster_id, self._credentials.source)
 
     def _remember(self, managers: Sequence[ManagerPeer]) -> None:
         """Know these managers from now on, and at the next start."""
@@ -527,6 +536,7 @@ class Place:
             membership,
             credentials,
             identity,
+            self._remotes,
             switch=self._dispatcher,
             hurry_renewal=self._hurry_renewal,
             follow=self._ensure_client,
@@ -587,6 +597,7 @@ class Place:
     async def _forget(self) -> None:
         """Be in no swarm: nothing of it stays in memory or on the disk."""
         await self._stop_client()
+        await self._publishing.close()
         await self._drop_credentials()
         self._identity = None
         self._remotes = Remotes()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 import structlog
 
 from manager.daemon.config import DaemonConfig
-from proto.errors import NotFoundError, SwarmError
-from proto.ids import ContainerID, ImageID
+from proto.errors import SwarmError
+from proto.ids import ContainerID, ImageID, TaskID
 from proto.logs import LogOptions, LogRecord
-from proto.objects import Task
 from worker.agent import Agent
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
 from worker.volumes import VolumeStore, directory_bytes
+
+TASK_POLL_SECONDS = 0.1
+TASK_POLLS_MAX = 50
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -79,11 +82,15 @@ class Resources:
                 # The next removal of a container or an image frees them.
                 log.warning("images_not_released", error=error.message)
 
-    async def logs_of(
-        self, task: Task, options: LogOptions
-    ) -> AsyncIterator[tuple[Task, LogRecord]]:
-        """Yield the output of a task that has a container here."""
-        if self.agent is None:
-            raise NotFoundError("task", task.id)
-        async for record in self.agent.logs(task.id, options):
-            yield task, record
+    async def lines(self, task_id: TaskID, options: LogOptions) -> AsyncGenerator[LogRecord]:
+        """Yield the output of a task of this node; nothing if it is not here.
+
+        Whoever asks may know of a task before this node does: with `follow` it is waited for.
+        """
+        for _ in range(TASK_POLLS_MAX if options.follow else 1):
+            if self.agent is not None and self.agent.has_task(task_id):
+                async with aclosing(self.agent.logs(task_id, options)) as records:
+                    async for record in records:
+                        yield record
+                return
+            await asyncio.sleep(TASK_POLL_SECONDS)

@@ -21,11 +21,14 @@ from manager.dispatcher.session import Session
 from manager.nodeport.channel import ChannelLimits, open_channel
 from manager.nodeport.errors import error_of, error_of_call
 from manager.nodeport.leader import Search
+from manager.nodeport.logs import wish_of
 from manager.nodeport.remotes import ManagerPeer, Remotes
+from manager.nodeport.streams import is_admitted
 from proto.assignments import AssignmentMessage, StatusUpdate
 from proto.clock import Clock
 from proto.errors import DuplicateNodeError, SwarmError, UnavailableError
 from proto.ids import ClusterID, NodeID, new_id
+from proto.logs import LogRequest
 from proto.objects import Node, NodeDescription
 from proto.v1 import dispatcher_pb2 as pb
 from proto.v1 import dispatcher_pb2_grpc
@@ -61,6 +64,7 @@ class DispatcherClient:
         clock: Clock,
         rng: random.Random,
         on_session: Callable[[Session], None],
+        on_wish: Callable[[LogRequest], None] = lambda _wish: None,
         describe: Callable[[], NodeDescription],
         address: str = "",
         limits: ChannelLimits = ChannelLimits(),  # noqa: B008 -- frozen
@@ -75,6 +79,7 @@ class DispatcherClient:
             clock: for durations.
             rng: draws managers.
             on_session: told of each `Session`: the first, and whatever changes in it.
+            on_wish: told of each wish for the output of one of this node's tasks; quick.
             describe: returns what the node says of itself now; asked every 20 s.
             address: where others reach the node; "" lets the manager see.
             limits: of the connection.
@@ -86,6 +91,7 @@ class DispatcherClient:
         self._clock = clock
         self._rng = rng
         self._on_session = on_session
+        self._on_wish = on_wish
         self._describe = describe
         self._address = address
         self._limits = limits
@@ -155,7 +161,11 @@ class DispatcherClient:
     def _new_session(self, peer: ManagerPeer) -> _ClientSession:
         channel = open_channel(peer, self._cluster_id, self._credentials(), self._limits)
         return _ClientSession(
-            channel, describe=self._describe, on_session=self._take, instance=self._instance
+            channel,
+            describe=self._describe,
+            on_session=self._take,
+            on_wish=self._on_wish,
+            instance=self._instance,
         )
 
     def _take(self, told: Session) -> None:
@@ -202,12 +212,14 @@ class _ClientSession:
         *,
         describe: Callable[[], NodeDescription],
         on_session: Callable[[Session], None],
+        on_wish: Callable[[LogRequest], None],
         instance: str,
     ) -> None:
         self._instance = instance
         self._channel = channel
         self._describe = describe
         self._on_session = on_session
+        self._on_wish = on_wish
         self._call: Call | None = None
         self._chain = Chain()
         self._messages: asyncio.Queue[AssignmentMessage] = asyncio.Queue(MESSAGES_MAX)
@@ -244,9 +256,7 @@ class _ClientSession:
         return told
 
     async def _say_hello(self, call: Call, hello: pb.FromAgent) -> Session:
-        # A refusal that meets a write under way would lose its reason: so nothing is written before
-        # the manager has said that it lets us speak.
-        if any(key == wire.ADMITTED_KEY for key, _ in await call.initial_metadata()):
+        if is_admitted(await call.initial_metadata()):
             await call.write(hello)
         first = await call.read()
         if not isinstance(first, pb.ToAgent):
@@ -364,6 +374,8 @@ class _ClientSession:
                 told = wire.session_of(message.session)
                 self._heartbeat_seconds = told.heartbeat_seconds
                 self._on_session(told)
+            case "log_request":
+                self._on_wish(wish_of(message.log_request))
             case _:
                 log.warning("session_message_unknown")
 

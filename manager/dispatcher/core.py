@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,8 +23,10 @@ from manager.dispatcher.assignments import flush_at, touched_nodes
 from manager.dispatcher.liveness import Beat, Grace, Liveness, RegistrationLimit, spread_seconds
 from manager.dispatcher.session import OpenSession, Session
 from manager.dispatcher.statuses import Ignored, orphan, write_status
+from manager.dispatcher.wishes import LogWishes
 from manager.dispatcher.writer import Writer
 from manager.nodeport.remotes import ManagerPeer
+from manager.nodeport.streams import until_first
 from manager.store.store import Store
 from manager.store.tables import View
 from manager.store.transaction import Transaction
@@ -115,6 +117,7 @@ class DispatcherCore:
         self._writer = Writer(store)
         self._limit = RegistrationLimit()
         self._sessions: dict[NodeID, OpenSession] = {}
+        self._wishes = LogWishes(store.view, self._session_of)
         self._arriving: dict[NodeID, int] = {}
         self._returning: set[NodeID] = set()
         self._down_since: dict[NodeID, float] = {}
@@ -140,7 +143,7 @@ class DispatcherCore:
             self._begin(watch.view)
             self._started.set()
             try:
-                await _until_first(
+                await until_first(
                     self._store.role_changed(self._term),
                     self._follow_store(watch),
                     self._keep_time(),
@@ -162,9 +165,11 @@ class DispatcherCore:
             n.id: n.down_since for n in view.nodes if n.status.state is NodeState.DOWN
         }
         self._next_look = now + LOOK_SECONDS
+        self._wishes = LogWishes(self._store.view, self._session_of)
         log.info("dispatcher_began", term=self._term, nodes=len(view.nodes))
 
     def _end_all(self) -> None:
+        self._wishes.end()
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             session.close(self._not_leading())
@@ -252,6 +257,7 @@ class DispatcherCore:
         if len(self._sessions) == CALM_SESSIONS_MIN:
             gc.set_threshold(*CALM_THRESHOLDS)
         self._welcome(node_id, now, is_local=is_local)
+        self._wishes.node_came(node_id)
         log.info("node_registered", node_id=node_id, session_id=session.told.session_id)
         return session
 
@@ -327,6 +333,7 @@ class DispatcherCore:
         if self._sessions.get(node_id) is not session:
             return
         del self._sessions[node_id]
+        self._wishes.node_went(node_id)
         log.info("session_ended", node_id=node_id, session_id=session.told.session_id)
         if is_goodbye:
             self._liveness.forget(node_id)
@@ -334,6 +341,19 @@ class DispatcherCore:
         elif session.is_local:
             self._liveness.heard(node_id, self._clock.monotonic())
             self._sooner.set()
+
+    async def wishes(self) -> LogWishes:
+        """Return whose output is wished for; they end with this leadership.
+
+        Raises:
+            NotLeaderError: another manager leads.
+            UnavailableError: the dispatcher has not begun yet.
+        """
+        await self._wait_started()
+        return self._wishes
+
+    def _session_of(self, node_id: NodeID) -> OpenSession | None:
+        return self._sessions.get(node_id)
 
     # --- what nodes are told ---
 
@@ -365,6 +385,7 @@ class DispatcherCore:
                 case _:
                     row = event.old if event.new is None else event.new
             if isinstance(row, Task):
+                self._wishes.task_changed(_node_of(event.old), _node_of(event.new), row.id)
                 for node_id, task_id in touched_nodes(event):
                     session = sessions.get(node_id)
                     if session is not None:
@@ -385,6 +406,7 @@ class DispatcherCore:
 
     def _resync(self, view: View) -> None:
         """Events were lost: everybody starts again from the present state."""
+        self._wishes.tell_all()
         self._cluster_changed()
         for node_id, session in list(self._sessions.items()):
             self._node_changed(node_id, view.nodes.get(node_id))
@@ -460,6 +482,7 @@ class DispatcherCore:
             if wall >= session.certificate_until:
                 del self._sessions[node_id]
                 session.close(DeniedError(f"the certificate of node {node_id} has expired"))
+                self._wishes.node_went(node_id)
                 continue
             node = view.nodes.get(node_id)
             if node is not None:
@@ -521,6 +544,7 @@ class DispatcherCore:
             session = self._sessions.pop(node_id, None)
             if session is not None:
                 session.close(UnavailableError(f"node {node_id} was silent for too long"))
+                self._wishes.node_went(node_id)
         self._put_down(late, "the node did not come back after a change of the leader")
         self._put_down(gone, f"no heartbeat for {self._beat.dead_seconds:g} s")
 
@@ -574,24 +598,14 @@ class DispatcherCore:
         log.warning("tasks_orphaned", nodes=len(due), tasks=sum(results))
 
 
-async def _until_first(*works: Coroutine[Any, Any, Any]) -> None:
-    """Run all until one is done; end the others, and raise what failed."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def _beat_of(view: View) -> Beat:
     for cluster in view.clusters:
         return Beat.of(cluster.spec)
     return Beat(1.0, 3.0)
+
+
+def _node_of(row: object) -> NodeID | None:
+    return row.node_id if isinstance(row, Task) else None
 
 
 def _check_open(session: OpenSession) -> None:

@@ -21,6 +21,7 @@ from manager.dispatcher.core import DispatcherCore
 from manager.dispatcher.session import OpenSession
 from manager.nodeport.errors import abort
 from manager.nodeport.peer import address_of, identity_of
+from manager.nodeport.streams import admit, until_first
 from proto.errors import (
     InvalidError,
     NotLeaderError,
@@ -74,7 +75,7 @@ class DispatcherService(dispatcher_pb2_grpc.DispatcherServicer):
 
     async def _open(self, context: Context) -> OpenSession:
         identity = identity_of(context)
-        await context.send_initial_metadata(((wire.ADMITTED_KEY, "1"),))
+        await admit(context)
         try:
             async with asyncio.timeout(HELLO_SECONDS_MAX):
                 first = await context.read()
@@ -93,17 +94,10 @@ class DispatcherService(dispatcher_pb2_grpc.DispatcherServicer):
 
     async def _serve(self, session: OpenSession, context: Context) -> None:
         writing = asyncio.Lock()
-        writer = asyncio.create_task(_write_all(session, context, writing))
-        reader = asyncio.create_task(_Reader(self._core, session, context, writing).run())
-        try:
-            await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
-            for task in (writer, reader):
-                if task.done():
-                    task.result()
-        finally:
-            writer.cancel()
-            reader.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+        await until_first(
+            _write_all(session, context, writing),
+            _Reader(self._core, session, context, writing).run(),
+        )
 
 
 async def _write_all(session: OpenSession, context: Context, writing: asyncio.Lock) -> None:

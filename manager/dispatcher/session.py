@@ -19,6 +19,7 @@ from manager.store.tables import View
 from proto.assignments import AssignmentMessage
 from proto.errors import SwarmError
 from proto.ids import NodeID, TaskID
+from proto.logs import LogRequest
 from proto.objects import Node
 
 
@@ -66,7 +67,7 @@ class Numbered(msgspec.Struct, frozen=True):
     results_in: int
 
 
-Outgoing = Session | Numbered
+Outgoing = Session | Numbered | LogRequest
 
 
 class OpenSession:
@@ -104,6 +105,7 @@ class OpenSession:
         self.said_goodbye = False
         self._view = view
         self._touched: dict[TaskID, None] = {}
+        self._wishes: dict[str, LogRequest] = {}
         self._is_due = False
         self._has_info = True
         self._is_behind = True
@@ -124,6 +126,11 @@ class OpenSession:
     def release(self) -> None:
         """Let the node be told of the touched tasks now."""
         self._is_due = True
+        self.wake()
+
+    def wish(self, request: LogRequest) -> None:
+        """Let the node be told that the output of one of its tasks is wished for."""
+        self._wishes[request.id] = request
         self.wake()
 
     def start_again(self) -> None:
@@ -190,4 +197,7 @@ class OpenSession:
             self._number += 1
             changes = assignment_changes(self._view(), self.node_id, taken)
             return Numbered(changes, False, before, self._number)
+        if self._wishes:
+            # After the tasks: the node is to know what it is asked about.
+            return self._wishes.pop(next(iter(self._wishes)))
         return None

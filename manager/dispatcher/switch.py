@@ -15,6 +15,7 @@ from manager.dispatcher.session import OpenSession, Session
 from proto.assignments import AssignmentMessage, StatusUpdate
 from proto.errors import UnavailableError
 from proto.ids import NodeID
+from proto.logs import LogRequest
 from proto.objects import Node, NodeDescription
 
 
@@ -38,11 +39,16 @@ class _Local:
     """A session with the core of this process."""
 
     def __init__(
-        self, core: DispatcherCore, session: OpenSession, on_session: Callable[[Session], None]
+        self,
+        core: DispatcherCore,
+        session: OpenSession,
+        on_session: Callable[[Session], None],
+        on_wish: Callable[[LogRequest], None],
     ) -> None:
         self._core = core
         self._session = session
         self._on_session = on_session
+        self._on_wish = on_wish
 
     def interrupt(self, reason: str) -> None:
         self._session.close(UnavailableError(reason))
@@ -52,6 +58,8 @@ class _Local:
             async for message in self._session.messages():
                 if isinstance(message, Session):
                     self._on_session(message)
+                elif isinstance(message, LogRequest):
+                    self._on_wish(message)
                 else:
                     yield message.content
         finally:
@@ -64,13 +72,19 @@ class _Local:
 class DispatcherSwitch:
     """Passes calls on to the dispatcher of now; waits while there is none."""
 
-    def __init__(self, on_session: Callable[[Session], None] = lambda _session: None) -> None:
+    def __init__(
+        self,
+        on_session: Callable[[Session], None] = lambda _session: None,
+        on_wish: Callable[[LogRequest], None] = lambda _wish: None,
+    ) -> None:
         """Start without a dispatcher.
 
         Args:
             on_session: told of each `Session` in process; a client tells its own callback.
+            on_wish: likewise of each wish for the output of one of this node's tasks.
         """
         self._on_session = on_session
+        self._on_wish = on_wish
         self._core: DispatcherCore | None = None
         self._client: Client | None = None
         self._current: _Local | Client | None = None
@@ -107,7 +121,7 @@ class DispatcherSwitch:
             if core is not self._core:
                 core.end(session)
                 raise UnavailableError("the leadership moved")
-            self._current = _Local(core, session, self._on_session)
+            self._current = _Local(core, session, self._on_session, self._on_wish)
             return session.told.node
         if client is None:
             raise UnavailableError("no manager can be reached")

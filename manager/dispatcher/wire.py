@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from manager.dispatcher.session import Numbered, Outgoing, Session
+from manager.nodeport.logs import wish_to_wire
 from manager.nodeport.remotes import ManagerPeer
 from proto.assignments import (
     AssignmentChanges,
@@ -17,6 +18,7 @@ from proto.assignments import (
 )
 from proto.errors import InvalidError
 from proto.ids import NodeID
+from proto.logs import LogRequest
 from proto.objects import Node, NodeDescription
 from proto.v1 import dispatcher_pb2 as pb
 
@@ -28,9 +30,6 @@ _descriptions = msgspec.msgpack.Decoder(NodeDescription)
 _updates = msgspec.msgpack.Decoder(list[StatusUpdate])
 _completes = msgspec.msgpack.Decoder(CompleteAssignments)
 _changes = msgspec.msgpack.Decoder(AssignmentChanges)
-
-ADMITTED_KEY = "swarm-admitted"
-"""Initial metadata of a session whose caller may say hello; a refusal has none."""
 
 HEARTBEAT = pb.FromAgent(heartbeat=pb.Heartbeat())
 
@@ -62,6 +61,8 @@ def to_agent(message: Outgoing) -> pb.ToAgent:
     """Make the message for what a node is told."""
     if isinstance(message, Session):
         return pb.ToAgent(session=_info(message))
+    if isinstance(message, LogRequest):
+        return pb.ToAgent(log_request=wish_to_wire(message))
     return pb.ToAgent(
         assignments=pb.Assignments(
             is_complete=message.is_complete,

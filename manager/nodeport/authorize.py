@@ -45,6 +45,8 @@ AUTHORIZED: dict[str, frozenset[str]] = {
     "/swarm.v1.Raft/Snapshot": _MANAGERS,
     "/swarm.v1.Dispatcher/Session": _NODES,
     "/swarm.v1.CA/Renew": _NODES,
+    "/swarm.v1.Logs/Ask": _MANAGERS,
+    "/swarm.v1.Logs/Publish": _NODES,
     "/swarm.v1.Managers/Join": _MANAGERS,
     "/swarm.v1.Managers/Leave": _MANAGERS,
 }

@@ -22,37 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from proto.v1 import logs_pb2 as proto_dot_v1_dot_logs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19proto/v1/dispatcher.proto\x12\x08swarm.v1\"\xd7\x01\n\tFromAgent\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.swarm.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.swarm.v1.HeartbeatH\x00\x12*\n\x08statuses\x18\x03 \x01(\x0b\x32\x16.swarm.v1.StatusReportH\x00\x12$\n\x04node\x18\x04 \x01(\x0b\x32\x14.swarm.v1.NodeReportH\x00\x12$\n\x07goodbye\x18\x05 \x01(\x0b\x32\x11.swarm.v1.GoodbyeH\x00\x42\x06\n\x04kind\"?\n\x05Hello\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\"\x0b\n\tHeartbeat\"/\n\x0cStatusReport\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07updates\x18\x02 \x01(\x0c\"\t\n\x07Goodbye\"!\n\nNodeReport\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\"\x8d\x01\n\x07ToAgent\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x15.swarm.v1.SessionInfoH\x00\x12,\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x15.swarm.v1.AssignmentsH\x00\x12\"\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x13.swarm.v1.StatusAckH\x00\x42\x06\n\x04kind\"\xc3\x01\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\x0c\x12\'\n\x08managers\x18\x03 \x03(\x0b\x32\x15.swarm.v1.ManagerPeer\x12\x1e\n\x16heartbeat_milliseconds\x18\x04 \x01(\r\x12\x11\n\troots_pem\x18\x05 \x01(\x0c\x12\x19\n\x11renew_certificate\x18\x06 \x01(\x08\x12\x1b\n\x13spread_milliseconds\x18\x07 \x01(\r\"?\n\x0bManagerPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\r\"[\n\x0b\x41ssignments\x12\x13\n\x0bis_complete\x18\x01 \x01(\x08\x12\x12\n\napplies_to\x18\x02 \x01(\x04\x12\x12\n\nresults_in\x18\x03 \x01(\x04\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c\"\x1b\n\tStatusAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\x32\x43\n\nDispatcher\x12\x35\n\x07Session\x12\x13.swarm.v1.FromAgent\x1a\x11.swarm.v1.ToAgent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19proto/v1/dispatcher.proto\x12\x08swarm.v1\x1a\x13proto/v1/logs.proto\"\xd7\x01\n\tFromAgent\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.swarm.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.swarm.v1.HeartbeatH\x00\x12*\n\x08statuses\x18\x03 \x01(\x0b\x32\x16.swarm.v1.StatusReportH\x00\x12$\n\x04node\x18\x04 \x01(\x0b\x32\x14.swarm.v1.NodeReportH\x00\x12$\n\x07goodbye\x18\x05 \x01(\x0b\x32\x11.swarm.v1.GoodbyeH\x00\x42\x06\n\x04kind\"?\n\x05Hello\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\"\x0b\n\tHeartbeat\"/\n\x0cStatusReport\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07updates\x18\x02 \x01(\x0c\"\t\n\x07Goodbye\"!\n\nNodeReport\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\"\xba\x01\n\x07ToAgent\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x15.swarm.v1.SessionInfoH\x00\x12,\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x15.swarm.v1.AssignmentsH\x00\x12\"\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x13.swarm.v1.StatusAckH\x00\x12+\n\x0blog_request\x18\x04 \x01(\x0b\x32\x14.swarm.v1.LogRequestH\x00\x42\x06\n\x04kind\"\xc3\x01\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\x0c\x12\'\n\x08managers\x18\x03 \x03(\x0b\x32\x15.swarm.v1.ManagerPeer\x12\x1e\n\x16heartbeat_milliseconds\x18\x04 \x01(\r\x12\x11\n\troots_pem\x18\x05 \x01(\x0c\x12\x19\n\x11renew_certificate\x18\x06 \x01(\x08\x12\x1b\n\x13spread_milliseconds\x18\x07 \x01(\r\"?\n\x0bManagerPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\r\"[\n\x0b\x41ssignments\x12\x13\n\x0bis_complete\x18\x01 \x01(\x08\x12\x12\n\napplies_to\x18\x02 \x01(\x04\x12\x12\n\nresults_in\x18\x03 \x01(\x04\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c\"\x1b\n\tStatusAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\x32\x43\n\nDispatcher\x12\x35\n\x07Session\x12\x13.swarm.v1.FromAgent\x1a\x11.swarm.v1.ToAgent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.v1.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FROMAGENT']._serialized_start=40
-  _globals['_FROMAGENT']._serialized_end=255
-  _globals['_HELLO']._serialized_start=257
-  _globals['_HELLO']._serialized_end=320
-  _globals['_HEARTBEAT']._serialized_start=322
-  _globals['_HEARTBEAT']._serialized_end=333
-  _globals['_STATUSREPORT']._serialized_start=335
-  _globals['_STATUSREPORT']._serialized_end=382
-  _globals['_GOODBYE']._serialized_start=384
-  _globals['_GOODBYE']._serialized_end=393
-  _globals['_NODEREPORT']._serialized_start=395
-  _globals['_NODEREPORT']._serialized_end=428
-  _globals['_TOAGENT']._serialized_start=431
-  _globals['_TOAGENT']._serialized_end=572
-  _globals['_SESSIONINFO']._serialized_start=575
-  _globals['_SESSIONINFO']._serialized_end=770
-  _globals['_MANAGERPEER']._serialized_start=772
-  _globals['_MANAGERPEER']._serialized_end=835
-  _globals['_ASSIGNMENTS']._serialized_start=837
-  _globals['_ASSIGNMENTS']._serialized_end=928
-  _globals['_STATUSACK']._serialized_start=930
-  _globals['_STATUSACK']._serialized_end=957
-  _globals['_DISPATCHER']._serialized_start=959
-  _globals['_DISPATCHER']._serialized_end=1026
+  _globals['_FROMAGENT']._serialized_start=61
+  _globals['_FROMAGENT']._serialized_end=276
+  _globals['_HELLO']._serialized_start=278
+  _globals['_HELLO']._serialized_end=341
+  _globals['_HEARTBEAT']._serialized_start=343
+  _globals['_HEARTBEAT']._serialized_end=354
+  _globals['_STATUSREPORT']._serialized_start=356
+  _globals['_STATUSREPORT']._serialized_end=403
+  _globals['_GOODBYE']._serialized_start=405
+  _globals['_GOODBYE']._serialized_end=414
+  _globals['_NODEREPORT']._serialized_start=416
+  _globals['_NODEREPORT']._serialized_end=449
+  _globals['_TOAGENT']._serialized_start=452
+  _globals['_TOAGENT']._serialized_end=638
+  _globals['_SESSIONINFO']._serialized_start=641
+  _globals['_SESSIONINFO']._serialized_end=836
+  _globals['_MANAGERPEER']._serialized_start=838
+  _globals['_MANAGERPEER']._serialized_end=901
+  _globals['_ASSIGNMENTS']._serialized_start=903
+  _globals['_ASSIGNMENTS']._serialized_end=994
+  _globals['_STATUSACK']._serialized_start=996
+  _globals['_STATUSACK']._serialized_end=1023
+  _globals['_DISPATCHER']._serialized_start=1025
+  _globals['_DISPATCHER']._serialized_end=1092
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from proto.v1 import logs_pb2 as _logs_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -171,24 +172,30 @@ class ToAgent(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    LOG_REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___SessionInfo: ...
     @_builtins.property
     def assignments(self) -> Global___Assignments: ...
     @_builtins.property
     def ack(self) -> Global___StatusAck: ...
+    @_builtins.property
+    def log_request(self) -> _logs_pb2.LogRequest:
+        """The output of one of this node's tasks is wished for."""
+
     def __init__(
         self,
         *,
         session: Global___SessionInfo | None = ...,
         assignments: Global___Assignments | None = ...,
         ack: Global___StatusAck | None = ...,
+        log_request: _logs_pb2.LogRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "kind", b"kind", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "kind", b"kind", "log_request", b"log_request", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "kind", b"kind", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "kind", b"kind", "log_request", b"log_request", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["session", "assignments", "ack"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["session", "assignments", "ack", "log_request"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -47,5 +47,6 @@ def test_only_the_node_port_imports_grpc():
         "proto/v1",
         "manager/nodeport",
         "manager/dispatcher",
+        "manager/logbroker",
         "manager/daemon",
     }

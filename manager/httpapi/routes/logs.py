@@ -132,7 +132,7 @@ async def _rendered(
     except SwarmError as error:
         # The response has begun: the stream of the system's own errors is the place that is left.
         log.warning("log_stream_failed", error=error.message)
-        text = f"the logs end here: {error.message}\n".encode()
+        text = f"the logs are not complete: {error.message}\n".encode()
         yield frame("systemerr", text) if is_multiplexed else text
     finally:
         await closed(lines)

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,30 @@ class Cluster:
         if check:
             assert done.returncode == 0, f"docker {arguments}: {done.stderr}{done.stdout}"
         return done
+
+    @contextmanager
+    def follow(self, name, service):
+        """Follow a service whose tasks count; yield the numbers that each has printed so far."""
+        seen = {}
+        with subprocess.Popen(
+            ["docker", "-H", f"unix://{self.host(name).socket}", "service", "logs", "-f", service],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as client:
+
+            def read():
+                for line in client.stdout:
+                    task, _, number = line.partition("|")
+                    seen.setdefault(task, []).append(int(number))
+
+            reader = threading.Thread(target=read)
+            reader.start()
+            try:
+                yield seen
+                assert client.poll() is None, "the stream has ended"
+            finally:
+                client.terminate()
+                reader.join(10)
 
     def pids(self, asked):
         """Map (host ID, task ID) to the PID of each running task."""

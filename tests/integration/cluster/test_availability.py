@@ -38,11 +38,12 @@ def _spec(name):
 
 
 def _leader(cluster, asked):
-    return next(
+    leaders = (
         name
         for name, node in cluster.nodes(asked).items()
         if node.get("ManagerStatus", {}).get("Leader")
     )
+    return next(leaders, "")
 
 
 @pytest.mark.parametrize("kind", ["daemon", "host"])
@@ -121,6 +122,39 @@ def test_short_cut_moves_nothing_and_a_long_one_everything(formed, eventually):
     formed.lab.start("w1")
     eventually(lambda: formed.nodes("m1")["w1"]["Status"]["State"] == "ready")
     assert formed.pids("m1") == elsewhere
+
+
+def test_logs_of_all_nodes_are_followed_through_the_loss_of_a_leader(formed, eventually):
+    """Any manager shows them; a follower of them sees each line of each task once."""
+    count = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.2; done"
+    create = ("service", "create", "-d", "--name", "talk", "--replicas", "5", "--stop-signal", "9")
+    formed.docker("m1", *create, "bb:1", "sh", "-c", count)
+    eventually(lambda: len(formed.pids("m1")) == 5, what="five tasks run")
+    for name in ("m1", "m2", "m3"):
+        lines = formed.docker(name, "service", "logs", "--tail", "1", "talk").stdout.splitlines()
+        assert len({line.split()[0] for line in lines}) == len(lines) == 5
+
+    leader = _leader(formed, "m1")
+    asked = next(name for name in ("m1", "m2", "m3") if name != leader)
+    with formed.follow(asked, "talk") as seen:
+        eventually(lambda: len(seen) == 5, what="lines of five tasks")
+        formed.lab.kill_daemon(leader)
+        eventually(lambda: _leader(formed, asked) not in {"", leader}, what="another leads")
+        at = {task: lines[-1] for task, lines in seen.items()}
+        formed.lab.start(leader)
+        eventually(
+            lambda: all(seen[task][-1] > last + 10 for task, last in at.items()),
+            what="all five go on",
+        )
+        formed.lab.kill("w1")
+        eventually(lambda: len(seen) >= 6, what="a task that moved is followed, too")
+        said = formed.docker(asked, "service", "logs", "talk", check=False)
+        assert "w1 (" in said.stderr
+        assert "has no connection with the managers" in said.stderr
+        formed.lab.start("w1")
+        eventually(lambda: formed.nodes(asked)["w1"]["Status"]["State"] == "ready")
+    for lines in seen.values():
+        assert lines == list(range(1, len(lines) + 1))
 
 
 def test_removed_node_says_so_and_stops_its_containers(formed, eventually):

@@ -15,6 +15,9 @@ from manager.ca.root import create_root
 from manager.dispatcher.client import DispatcherClient
 from manager.dispatcher.core import DispatcherCore
 from manager.dispatcher.service import DispatcherService
+from manager.logbroker.asker import Asker
+from manager.logbroker.collector import Collector
+from manager.logbroker.service import LogsService
 from manager.nodeport.authorize import authorizing_interceptor
 from manager.nodeport.errors import abort
 from manager.nodeport.remotes import ManagerPeer, Remotes
@@ -35,6 +38,7 @@ from proto.v1 import (
     ca_pb2,
     ca_pb2_grpc,
     dispatcher_pb2_grpc,
+    logs_pb2_grpc,
     managers_pb2,
     managers_pb2_grpc,
 )
@@ -119,6 +123,7 @@ class Manager:
         self.leader = ""
         self.node_id = "manager"
         self.running = None
+        self.remotes = Remotes()
 
     async def start(self, *, nodes=(), port=0, **settings):
         """Found or open the log, lead and listen."""
@@ -147,7 +152,8 @@ class Manager:
             managers=lambda: self.peers,
             must_renew=lambda node: node.id in self.renew,
         )
-        credentials = self.authority.issue(self.node_id, role=MANAGER_ROLE)
+        self._read_logs(rng)
+        credentials = self.credentials
         self.transport = Transport(
             self.node_id,
             CLUSTER,
@@ -166,8 +172,28 @@ class Manager:
         )
         self.address = f"127.0.0.1:{self.port}"
         self.peers = (ManagerPeer(self.node_id, self.address),)
-        self.running = asyncio.create_task(self.core.run())
+        self.collector.address = self.address
+        self.running = asyncio.gather(self.core.run(), self.asker.run(self.collector.answer))
         return self
+
+    def _read_logs(self, rng):
+        self.credentials = self.authority.issue(self.node_id, role=MANAGER_ROLE)
+        self.asker = Asker(
+            CLUSTER,
+            lambda: self.credentials,
+            self.remotes,
+            is_leader=lambda: self.store.term != 0,
+            own_wishes=self.core.wishes,
+            rng=rng,
+        )
+        self.collector = Collector(
+            self.node_id,
+            "",
+            self.store.view,
+            rng,
+            ask=self.asker.ask,
+            forget=self.asker.forget,
+        )
 
     async def _snapshot(self, _node_id, _header, chunks):
         async for _ in chunks:
@@ -176,6 +202,8 @@ class Manager:
     def _add(self, server):
         service = DispatcherService(self.core, lambda: self.leader)
         dispatcher_pb2_grpc.add_DispatcherServicer_to_server(service, server)
+        logs = LogsService(self.collector, self.core.wishes, lambda: self.leader)
+        logs_pb2_grpc.add_LogsServicer_to_server(logs, server)
         ca_pb2_grpc.add_CAServicer_to_server(CAService(self), server)
         managers_pb2_grpc.add_ManagersServicer_to_server(ManagersService(), server)
 
@@ -249,8 +277,9 @@ async def start_manager(authority, tmp_path):
     """Start managers; they end with the test."""
     started = []
 
-    async def start(name="a", *, kind=Manager, **settings):
+    async def start(name="a", *, kind=Manager, node_id="manager", **settings):
         manager = kind(authority, tmp_path / name)
+        manager.node_id = node_id
         started.append(manager)
         return await manager.start(nodes=ROWS, **settings)
 

@@ -15,9 +15,14 @@ from manager.store.tables import View
 from manager.store.transaction import Transaction
 from proto.errors import DeniedError, InvariantViolationError, NotImplementedYetError
 from proto.objects import Cluster, Node, RemovedNode
-from proto.v1 import ca_pb2, dispatcher_pb2, managers_pb2, raft_pb2
+from proto.v1 import ca_pb2, dispatcher_pb2, logs_pb2, managers_pb2, raft_pb2
 from raft.transport.identity import MANAGER_ROLE, WORKER_ROLE, Identity
 
+OF_WORKERS = {
+    "/swarm.v1.Dispatcher/Session",
+    "/swarm.v1.CA/Renew",
+    "/swarm.v1.Logs/Publish",
+}
 BOTH = {MANAGER_ROLE, WORKER_ROLE}
 
 
@@ -25,7 +30,7 @@ def test_every_rpc_of_the_contract_is_in_the_table():
     """No service of the node port is forgotten, and the table has no other."""
     found = {
         f"/{service.full_name}/{method.name}"
-        for module in (raft_pb2, dispatcher_pb2, ca_pb2, managers_pb2)
+        for module in (raft_pb2, dispatcher_pb2, ca_pb2, logs_pb2, managers_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
@@ -35,10 +40,8 @@ def test_every_rpc_of_the_contract_is_in_the_table():
 @pytest.mark.parametrize("method", sorted(AUTHORIZED))
 @pytest.mark.parametrize("role", [MANAGER_ROLE, WORKER_ROLE, "swarm-ca", ""])
 def test_roles(method, role):
-    """Workers reach sessions and renewals; everything else is between managers."""
-    is_allowed = role == MANAGER_ROLE or (
-        role == WORKER_ROLE and method in {"/swarm.v1.Dispatcher/Session", "/swarm.v1.CA/Renew"}
-    )
+    """Workers reach what they need; everything else is between managers."""
+    is_allowed = role == MANAGER_ROLE or (role == WORKER_ROLE and method in OF_WORKERS)
     identity = Identity("n1", role, "c1", 100.0)
     if is_allowed:
         check_role(identity, method, "c1", 50.0)

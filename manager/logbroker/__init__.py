@@ -1,0 +1,1 @@
+"""The output of tasks, read from any manager; see DESIGN.md."""
