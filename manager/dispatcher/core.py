@@ -11,6 +11,7 @@ It works while `run` does, which is while the store leads. Sessions end with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 from collections.abc import Callable, Sequence
@@ -20,9 +21,11 @@ import msgspec
 import structlog
 
 from manager.dispatcher.assignments import flush_at, touched_nodes
-from manager.dispatcher.liveness import Beat, Grace, Liveness, RegistrationLimit, spread_seconds
+from manager.dispatcher.deaths import Deaths
+from manager.dispatcher.descriptions import check_size, redescription, registration
+from manager.dispatcher.liveness import Beat, RegistrationLimit, spread_seconds
 from manager.dispatcher.session import OpenSession, Session
-from manager.dispatcher.statuses import Ignored, orphan, write_status
+from manager.dispatcher.statuses import Ignored, write_status
 from manager.dispatcher.wishes import LogWishes
 from manager.dispatcher.writer import Writer
 from manager.nodeport.remotes import ManagerPeer
@@ -41,31 +44,22 @@ from proto.errors import (
     SwarmError,
     UnavailableError,
 )
-from proto.ids import NodeID, TaskID, new_id
+from proto.ids import NodeID, new_id
 from proto.objects import (
     Cluster,
     Node,
     NodeDescription,
-    NodeRole,
-    NodeState,
-    NodeStatus,
     Task,
     root_certificates_pem,
 )
-from raft.transport.identity import MANAGER_ROLE
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
-
-ORPHAN_SECONDS = 24 * 3600.0
-"""Source: swarmkit manager/dispatcher/dispatcher.go (defaultNodeDownPeriod)."""
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether a node should know something else than it does."""
 
 START_SECONDS_MAX = 2.0
 """What a new leader may take to begin, before it refuses sessions."""
-
-RETRY_SECONDS = 1.0
 
 CALM_SESSIONS_MIN = 100
 CALM_THRESHOLDS = (20_000, 20, 100)
@@ -76,7 +70,6 @@ walks all of them again and again while nodes come in, and stops the loop for up
 long enough that nodes take the manager for dead, and come again.
 """
 
-DESCRIPTION_BYTES_MAX = 64 * 1024
 UPDATES_MAX = 10_000
 
 
@@ -119,15 +112,11 @@ class DispatcherCore:
         self._sessions: dict[NodeID, OpenSession] = {}
         self._wishes = LogWishes(store.view, self._session_of)
         self._arriving: dict[NodeID, int] = {}
-        self._returning: set[NodeID] = set()
-        self._down_since: dict[NodeID, float] = {}
-        self._beat = Beat(1.0, 3.0)
-        self._liveness = Liveness(self._beat.dead_seconds)
-        self._grace = Grace(0.0, 0.0)
         self._term = 0
         self._started = asyncio.Event()
-        self._sooner = asyncio.Event()
         self._next_look = 0.0
+        self._beat = Beat(1.0, 3.0)
+        self._deaths = self._new_deaths(View.empty())
 
     # --- leadership ---
 
@@ -154,19 +143,29 @@ class DispatcherCore:
         log.info("dispatcher_ended", term=self._term)
 
     def _begin(self, view: View) -> None:
-        now = self._clock.monotonic()
         self._beat = _beat_of(view)
-        self._liveness = Liveness(self._beat.dead_seconds)
-        self._grace = Grace(now, self._beat.dead_seconds)
-        self._returning = {n.id for n in view.nodes if n.status.state is not NodeState.DOWN}
-        for node_id in self._returning:
-            self._liveness.expect(node_id, self._grace.until)
-        self._down_since = {
-            n.id: n.down_since for n in view.nodes if n.status.state is NodeState.DOWN
-        }
-        self._next_look = now + LOOK_SECONDS
+        self._deaths = self._new_deaths(view)
+        self._next_look = self._clock.monotonic() + LOOK_SECONDS
         self._wishes = LogWishes(self._store.view, self._session_of)
         log.info("dispatcher_began", term=self._term, nodes=len(view.nodes))
+
+    def _new_deaths(self, view: View) -> Deaths:
+        return Deaths(
+            view,
+            self._beat,
+            clock=self._clock,
+            writer=self._writer,
+            is_here=lambda node_id: node_id in self._sessions or node_id in self._arriving,
+            silence=self._silence,
+            leads=self._started.is_set,
+        )
+
+    def _silence(self, node_id: NodeID) -> None:
+        """End the session of a node that was not heard for too long."""
+        session = self._sessions.pop(node_id, None)
+        if session is not None:
+            session.close(UnavailableError(f"node {node_id} was silent for too long"))
+            self._wishes.node_went(node_id)
 
     def _end_all(self) -> None:
         self._wishes.end()
@@ -222,21 +221,17 @@ class DispatcherCore:
                 f"node {node_id} registers too often; it is let in again in a few seconds"
             )
         self._refuse_duplicate(node_id, instance)
-        if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
-            raise InvalidError(
-                f"the description of node {node_id} takes more than {DESCRIPTION_BYTES_MAX} bytes"
-            )
+        check_size(node_id, description)
         term = self._term
         self._arriving[node_id] = self._arriving.get(node_id, 0) + 1
         try:
-            (node,) = await self._writer.put([_registration(node_id, description, address)])
+            (node,) = await self._writer.put([registration(node_id, description, address)])
         finally:
             self._arriving[node_id] -= 1
             if not self._arriving[node_id]:
                 del self._arriving[node_id]
         if term != self._term or not self._started.is_set():
             raise self._not_leading()
-        now = self._clock.monotonic()
         session = OpenSession(
             Session(
                 session_id=new_id(self._rng),
@@ -256,7 +251,7 @@ class DispatcherCore:
         self._sessions[node_id] = session
         if len(self._sessions) == CALM_SESSIONS_MIN:
             gc.set_threshold(*CALM_THRESHOLDS)
-        self._welcome(node_id, now, is_local=is_local)
+        self._deaths.came(node_id, is_local=is_local)
         self._wishes.node_came(node_id)
         log.info("node_registered", node_id=node_id, session_id=session.told.session_id)
         return session
@@ -278,21 +273,10 @@ class DispatcherCore:
             self._check_leader()
             raise UnavailableError("this manager's dispatcher has not begun yet") from None
 
-    def _welcome(self, node_id: NodeID, now: float, *, is_local: bool) -> None:
-        self._down_since.pop(node_id, None)
-        if node_id in self._returning:
-            self._returning.remove(node_id)
-            self._grace.returned(now)
-        if is_local:
-            self._liveness.forget(node_id)
-        else:
-            self._liveness.heard(node_id, now)
-            self._sooner.set()
-
     def heartbeat(self, session: OpenSession) -> None:
         """Note a sign of life."""
         if session.end is None:
-            self._liveness.heard(session.node_id, self._clock.monotonic())
+            self._deaths.heard(session.node_id)
 
     async def describe(self, session: OpenSession, description: NodeDescription) -> None:
         """Store what a node says of itself, durably on return.
@@ -300,10 +284,9 @@ class DispatcherCore:
         Raises:
             SwarmError: the session has ended, or the change could not be stored.
         """
-        _check_open(session)
-        if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
-            raise InvalidError("a description of a node is larger than it may be")
-        await self._writer.put([_description(session.node_id, description)])
+        session.check_open()
+        check_size(session.node_id, description)
+        await self._writer.put([redescription(session.node_id, description)])
 
     async def update_statuses(self, session: OpenSession, updates: Sequence[StatusUpdate]) -> None:
         """Write the reported statuses, durably on return.
@@ -311,11 +294,11 @@ class DispatcherCore:
         Raises:
             SwarmError: the session has ended, or the changes could not be stored.
         """
-        _check_open(session)
+        session.check_open()
         if len(updates) > UPDATES_MAX:
             raise InvalidError(f"a report has at most {UPDATES_MAX} statuses")
         if not session.is_local:
-            self._liveness.heard(session.node_id, self._clock.monotonic())
+            self._deaths.heard(session.node_id)
         writes = [_status(session.node_id, update) for update in updates]
         for ignored in await self._writer.put(writes):
             if ignored is not None:
@@ -336,11 +319,9 @@ class DispatcherCore:
         self._wishes.node_went(node_id)
         log.info("session_ended", node_id=node_id, session_id=session.told.session_id)
         if is_goodbye:
-            self._liveness.forget(node_id)
-            self._put_down([node_id], "the node said goodbye")
+            self._deaths.said_goodbye(node_id)
         elif session.is_local:
-            self._liveness.heard(node_id, self._clock.monotonic())
-            self._sooner.set()
+            self._deaths.lost_touch(node_id)
 
     async def wishes(self) -> LogWishes:
         """Return whose output is wished for; they end with this leadership.
@@ -413,26 +394,18 @@ class DispatcherCore:
             session.start_again()
         for node in view.nodes:
             self._node_changed(node.id, node)
-        for node_id in [n for n in self._down_since if n not in view.nodes]:
-            del self._down_since[node_id]
+        self._deaths.keep_only(view)
 
     def _node_changed(self, node_id: NodeID, node: object) -> None:
         session = self._sessions.get(node_id)
         if node is None:
-            self._liveness.forget(node_id)
-            self._down_since.pop(node_id, None)
-            self._returning.discard(node_id)
+            self._deaths.node_removed(node_id)
             if session is not None:
                 del self._sessions[node_id]
                 session.close(RemovedError(node_id, is_known=True))
             return
         assert isinstance(node, Node)
-        if node.status.state is NodeState.DOWN:
-            if node_id not in self._down_since:
-                self._down_since[node_id] = node.down_since
-                self._sooner.set()
-        else:
-            self._down_since.pop(node_id, None)
+        self._deaths.node_changed(node)
         if session is not None:
             self._tell(session, node, self._surroundings())
 
@@ -440,7 +413,7 @@ class DispatcherCore:
         beat = _beat_of(self._store.view())
         if beat != self._beat:
             self._beat = beat
-            self._liveness.set_dead_seconds(beat.dead_seconds)
+            self._deaths.set_beat(beat)
             for session in self._sessions.values():
                 told = msgspec.structs.replace(
                     session.told, heartbeat_seconds=beat.drawn(self._rng)
@@ -463,7 +436,7 @@ class DispatcherCore:
             heartbeat_seconds=told.heartbeat_seconds,
             roots_pem=around.roots_pem,
             spread_seconds=around.spread_seconds,
-            renew_certificate=self._must_renew(node) or _has_other_role(session, node),
+            renew_certificate=self._must_renew(node) or session.shows_other_role(node),
         )
 
     def _tell(self, session: OpenSession, node: Node, around: _Surroundings) -> None:
@@ -488,32 +461,22 @@ class DispatcherCore:
             if node is not None:
                 self._tell(session, node, around)
 
-    # --- who is alive ---
+    # --- time ---
 
     async def _keep_time(self) -> None:
+        deaths = self._deaths
         while True:
-            self._sooner.clear()
+            deaths.sooner.clear()
+            deaths.bury()
             now = self._clock.monotonic()
-            self._bury(now)
             if now >= self._next_look:
                 self._look()
                 self._next_look = now + LOOK_SECONDS
-            await self._orphan_due()
-            await self._sleep()
-
-    async def _sleep(self) -> None:
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        times = [now + since + ORPHAN_SECONDS - wall for since in self._down_since.values()]
-        beat = self._liveness.next_at()
-        if beat is not None:
-            times.append(beat)
-        if self._needs_looks():
-            times.append(self._next_look)
-        try:
-            async with asyncio.timeout(max(0.0, min(times) - now) if times else None):
-                await self._sooner.wait()
-        except TimeoutError:
-            pass
+            await deaths.orphan_due(self._store.view)
+            looks = (self._next_look,) if self._needs_looks() else ()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deaths.wait_seconds(looks)):
+                    await deaths.sooner.wait()
 
     def _needs_looks(self) -> bool:
         """Tell whether something may change that no event tells of.
@@ -526,77 +489,6 @@ class DispatcherCore:
             cluster.root_rotation is not None for cluster in self._store.view().clusters
         )
 
-    def _bury(self, now: float) -> None:
-        dead = self._liveness.due(now)
-        if not dead:
-            return
-        if now < self._grace.until:
-            # It was made longer since they were told how long they have.
-            early = {node_id for node_id in dead if node_id in self._returning}
-            for node_id in early:
-                self._liveness.expect(node_id, self._grace.until)
-            dead = [node_id for node_id in dead if node_id not in early]
-        late = [node_id for node_id in dead if node_id in self._returning]
-        self._returning.difference_update(late)
-        lost = frozenset(late)
-        gone = [node_id for node_id in dead if node_id not in lost]
-        for node_id in gone:
-            session = self._sessions.pop(node_id, None)
-            if session is not None:
-                session.close(UnavailableError(f"node {node_id} was silent for too long"))
-                self._wishes.node_went(node_id)
-        self._put_down(late, "the node did not come back after a change of the leader")
-        self._put_down(gone, f"no heartbeat for {self._beat.dead_seconds:g} s")
-
-    def _put_down(self, node_ids: Sequence[NodeID], message: str) -> None:
-        for node_id in node_ids:
-            log.warning("node_down", node_id=node_id, reason=message)
-        if node_ids:
-            written = self._writer.put([self._death(node_id, message) for node_id in node_ids])
-            written.add_done_callback(lambda done: self._death_written(done, node_ids))
-
-    def _death(self, node_id: NodeID, message: str) -> Callable[[Transaction], None]:
-        def write(tx: Transaction) -> None:
-            node = tx.nodes.get(node_id)
-            if node is None or node_id in self._sessions or node_id in self._arriving:
-                return
-            if node.status.state is NodeState.DOWN:
-                return
-            status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message)
-            tx.update(msgspec.structs.replace(node, status=status, down_since=tx.now))
-
-        return write
-
-    def _death_written(self, done: asyncio.Future[Any], node_ids: Sequence[NodeID]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is None:
-            return
-        log.warning("nodes_down_not_stored", count=len(node_ids), error=str(error))
-        if self._started.is_set():
-            # A full disk, perhaps. It is tried again for as long as this manager leads.
-            until = self._clock.monotonic() + RETRY_SECONDS
-            for node_id in node_ids:
-                if node_id not in self._sessions:
-                    self._liveness.expect(node_id, until)
-            self._sooner.set()
-
-    async def _orphan_due(self) -> None:
-        wall = self._clock.wall()
-        due = [n for n, since in self._down_since.items() if wall >= since + ORPHAN_SECONDS]
-        if not due:
-            return
-        view = self._store.view()
-        tasks = [(t.id, n) for n in sorted(due) for t in view.tasks.find("node_id", n)]
-        try:
-            results = await self._writer.put([_orphaning(*task) for task in tasks])
-        except SwarmError as error:
-            log.warning("tasks_not_orphaned", count=len(tasks), error=error.message)
-            await asyncio.sleep(RETRY_SECONDS)
-            return
-        for node_id in due:
-            self._down_since.pop(node_id, None)
-        log.warning("tasks_orphaned", nodes=len(due), tasks=sum(results))
-
 
 def _beat_of(view: View) -> Beat:
     for cluster in view.clusters:
@@ -606,46 +498,6 @@ def _beat_of(view: View) -> Beat:
 
 def _node_of(row: object) -> NodeID | None:
     return row.node_id if isinstance(row, Task) else None
-
-
-def _check_open(session: OpenSession) -> None:
-    if session.end is not None:
-        raise session.end
-
-
-def _has_other_role(session: OpenSession, node: Node) -> bool:
-    """Tell whether the certificate that the node showed is for another role than it has now."""
-    if not session.certificate_role:
-        return False
-    return (session.certificate_role == MANAGER_ROLE) is not (node.role is NodeRole.MANAGER)
-
-
-def _registration(
-    node_id: NodeID, description: NodeDescription, address: str
-) -> Callable[[Transaction], Node]:
-    def write(tx: Transaction) -> Node:
-        node = tx.nodes.get(node_id)
-        if node is None:
-            raise RemovedError(node_id)
-        status = NodeStatus(state=NodeState.READY, addr=address or node.status.addr)
-        return tx.update(
-            msgspec.structs.replace(node, description=description, status=status, down_since=0.0)
-        )
-
-    return write
-
-
-def _description(node_id: NodeID, description: NodeDescription) -> Callable[[Transaction], None]:
-    def write(tx: Transaction) -> None:
-        node = tx.nodes.get(node_id)
-        if node is not None:
-            tx.update(msgspec.structs.replace(node, description=description))
-
-    return write
-
-
-def _orphaning(task_id: TaskID, node_id: NodeID) -> Callable[[Transaction], bool]:
-    return lambda tx: orphan(tx, task_id, node_id)
 
 
 def _status(node_id: NodeID, update: StatusUpdate) -> Callable[[Transaction], Ignored | None]:

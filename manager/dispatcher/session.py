@@ -20,7 +20,8 @@ from proto.assignments import AssignmentMessage
 from proto.errors import SwarmError
 from proto.ids import NodeID, TaskID
 from proto.logs import LogRequest
-from proto.objects import Node
+from proto.objects import Node, NodeRole
+from raft.transport.identity import MANAGER_ROLE
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +112,17 @@ class OpenSession:
         self._is_behind = True
         self._number = 0
         self._waiter: asyncio.Future[None] | None = None
+
+    def check_open(self) -> None:
+        """Raise the reason why it ended, if it has."""
+        if self.end is not None:
+            raise self.end
+
+    def shows_other_role(self, node: Node) -> bool:
+        """Tell whether the certificate that the node showed is for another role than it has now."""
+        if not self.certificate_role:
+            return False
+        return (self.certificate_role == MANAGER_ROLE) is not (node.role is NodeRole.MANAGER)
 
     def tell(self, told: Session) -> None:
         """Let the node know what changed about it or the managers."""

@@ -197,7 +197,7 @@ def play():
             if world.running.done():
                 world.running.result()
             await world.stop()
-            world.core._liveness.check()
+            world.core._deaths.check()
 
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(main())

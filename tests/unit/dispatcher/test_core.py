@@ -5,7 +5,8 @@ import asyncio
 import msgspec
 import pytest
 
-from manager.dispatcher.core import DESCRIPTION_BYTES_MAX, ORPHAN_SECONDS
+from manager.dispatcher.deaths import ORPHAN_SECONDS
+from manager.dispatcher.descriptions import DESCRIPTION_BYTES_MAX
 from manager.dispatcher.session import Numbered, Session
 from manager.nodeport.remotes import ManagerPeer
 from manager.store.watch import WATCH_EVENTS_MAX

@@ -1,0 +1,54 @@
+"""What nodes say of themselves, written to their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from manager.store.transaction import Transaction
+from proto.errors import InvalidError, RemovedError
+from proto.ids import NodeID
+from proto.objects import Node, NodeDescription, NodeState, NodeStatus
+
+DESCRIPTION_BYTES_MAX = 64 * 1024
+
+
+def check_size(node_id: NodeID, description: NodeDescription) -> None:
+    """Refuse a description that would swell every copy of the cluster's state.
+
+    Raises:
+        InvalidError: it is too large.
+    """
+    if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
+        raise InvalidError(
+            f"the description of node {node_id} takes more than {DESCRIPTION_BYTES_MAX} bytes"
+        )
+
+
+def registration(
+    node_id: NodeID, description: NodeDescription, address: str
+) -> Callable[[Transaction], Node]:
+    """Return the write that makes a node READY; it raises `RemovedError` if there is none."""
+
+    def write(tx: Transaction) -> Node:
+        node = tx.nodes.get(node_id)
+        if node is None:
+            raise RemovedError(node_id)
+        status = NodeStatus(state=NodeState.READY, addr=address or node.status.addr)
+        return tx.update(
+            msgspec.structs.replace(node, description=description, status=status, down_since=0.0)
+        )
+
+    return write
+
+
+def redescription(node_id: NodeID, description: NodeDescription) -> Callable[[Transaction], None]:
+    """Return the write of a changed description, which a removed node no longer has."""
+
+    def write(tx: Transaction) -> None:
+        node = tx.nodes.get(node_id)
+        if node is not None:
+            tx.update(msgspec.structs.replace(node, description=description))
+
+    return write
