@@ -23,8 +23,10 @@ from proto.states import TaskState
 CHANGES_MAX = 100
 """The tasks of one incremental message."""
 
-GATHER_SECONDS = 0.02
-"""How long a change waits for others, while changes come thick."""
+GATHER_SECONDS_MAX = 0.02
+GATHER_SECONDS_PER_NODE = 0.0005
+"""How long a change waits for others, while changes come thick: about as long as it takes to tell
+as many nodes as were told last, so that telling takes half of the time at most."""
 
 
 def is_visible(task: Task | None, node_id: NodeID) -> bool:
@@ -77,7 +79,7 @@ def assignment_changes(view: View, node_id: NodeID, touched: Iterable[TaskID]) -
     return AssignmentChanges(tuple(updated), tuple(removed))
 
 
-def flush_at(now: float, last_flush: float, waiting: int) -> float:
+def flush_at(now: float, last_flush: float, told: int, waiting: int) -> float:
     """Return when to tell the nodes of what has gathered.
 
     The first change after a pause goes at once, and so do enough for a whole message.
@@ -85,11 +87,12 @@ def flush_at(now: float, last_flush: float, waiting: int) -> float:
     Args:
         now: seconds, monotonic.
         last_flush: when they were told last.
+        told: how many nodes that were.
         waiting: how many changes have gathered.
     """
     if waiting >= CHANGES_MAX:
         return now
-    return max(now, last_flush + GATHER_SECONDS)
+    return max(now, last_flush + min(told * GATHER_SECONDS_PER_NODE, GATHER_SECONDS_MAX))
 
 
 class Chain:

@@ -1,9 +1,9 @@
 """The leader's dispatcher: sessions, who is alive, and what nodes report.
 
 One watch on the store serves all sessions: its events are sorted by node, and only sessions with
-news are woken, together, at most once in 20 ms. What nodes write (registrations, statuses) is
-gathered into few transactions. One timer serves all: the nearest of a bucket of the wheel of
-heartbeats, the look once a second at what each node should know, and the next orphaning.
+news are woken, together, while changes come thick. What nodes write (registrations, statuses) is
+gathered into few transactions. One wait serves all: what `deaths` waits for, and the look once a
+second at what each node should know.
 
 It works while `run` does, which is while the store leads. Sessions end with it.
 """
@@ -339,18 +339,18 @@ class DispatcherCore:
     # --- what nodes are told ---
 
     async def _follow_store(self, watch: Any) -> None:
-        last_flush = 0.0
+        last_flush, told = 0.0, 0
         dirty: dict[NodeID, None] = {}
         async for first in watch:
             events: Sequence[Event] = (*first, *watch.drain())
             waiting = self._sort(events, dirty)
             while dirty:
                 now = self._clock.monotonic()
-                due = flush_at(now, last_flush, waiting)
+                due = flush_at(now, last_flush, told, waiting)
                 if due > now:
                     await asyncio.sleep(due - now)
                     waiting += self._sort(watch.drain(), dirty)
-                last_flush = self._clock.monotonic()
+                last_flush, told = self._clock.monotonic(), len(dirty)
                 self._wake(dirty)
                 dirty.clear()
 

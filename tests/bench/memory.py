@@ -105,6 +105,7 @@ async def fill(directory):
     from manager.daemon.membership import Membership, NewCluster
     from manager.dispatcher.statuses import write_status
     from manager.orchestrator.loop import state_of, write
+    from manager.orchestrator.nodes import Nodes
     from manager.orchestrator.step import step
     from proto.assignments import StatusUpdate
     from proto.clock import SystemClock
@@ -137,8 +138,8 @@ async def fill(directory):
         subnet_size=24,
         data_path_port=4789,
     )
-    membership, _, node_id = await Membership.create(directory, new, clock=clock, rng=rng)
-    store = membership.store
+    membership, founding = await Membership.create(directory, new, clock=clock, rng=rng)
+    node_id, store = founding.node_id, membership.store
     per_service = TASKS_STORED // SERVICES_STORED
 
     def be_ready(tx):
@@ -166,7 +167,7 @@ async def fill(directory):
         )
 
     await store.batch(range(SERVICES_STORED), make_service)
-    nodes = list(store.view().nodes)
+    nodes = Nodes(store.view().nodes)
 
     async def run_service(service_id, *, one_by_one):
         plan = step(

@@ -4,7 +4,8 @@ import pytest
 
 from manager.dispatcher.assignments import (
     CHANGES_MAX,
-    GATHER_SECONDS,
+    GATHER_SECONDS_MAX,
+    GATHER_SECONDS_PER_NODE,
     Chain,
     assignment_changes,
     complete_assignments,
@@ -99,9 +100,11 @@ def test_touched_tasks_are_told_as_they_are_now():
 
 def test_the_first_change_goes_at_once_and_the_next_gather():
     """A lone change waits for nothing; a hundred wait no longer either."""
-    assert flush_at(10.0, 5.0, 1) == 10.0
-    assert flush_at(10.0, 9.99, 1) == 9.99 + GATHER_SECONDS
-    assert flush_at(10.0, 9.99, CHANGES_MAX) == 10.0
+    assert flush_at(10.0, 5.0, 1000, 1) == 10.0
+    assert flush_at(10.0, 9.99, 1000, 1) == 9.99 + GATHER_SECONDS_MAX
+    assert flush_at(10.0, 9.999, 4, 1) == 9.999 + 4 * GATHER_SECONDS_PER_NODE
+    assert flush_at(10.0, 9.999, 1, 1) == 10.0
+    assert flush_at(10.0, 9.99, 1000, CHANGES_MAX) == 10.0
 
 
 def test_a_gap_in_the_chain_ends_it():
