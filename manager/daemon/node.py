@@ -21,6 +21,7 @@ from manager.daemon.manager import Manager
 from manager.daemon.membership import (
     NodeControl,
 )
+from manager.httpapi.attempts import no_leader
 from manager.httpapi.backend import (
     Joined,
     LeaderInfo,
@@ -173,6 +174,13 @@ class SwarmNode(Changes):
         """Say why this node cannot take part in its swarm; "" if it can."""
         return self._error or (self.agent.refusal if self.agent is not None else "")
 
+    def _quorum_lost(self) -> str:
+        """Say that nothing can be changed now; "" if it can, or will be after an election."""
+        if self._manager is None:
+            return ""
+        quorum = self.quorum()
+        return "" if quorum.has_leader or quorum.is_reachable else no_leader(quorum)
+
     @property
     def state(self) -> LocalNodeState:
         """The membership's state in `docker info`'s words."""
@@ -190,7 +198,7 @@ class SwarmNode(Changes):
             self._config,
             identity=self._identity,
             state=self.state,
-            error=self._reason(),
+            error=self._reason() or self._quorum_lost(),
             view=self._manager.store.view() if self._manager is not None else None,
             remotes=self._remotes.peers() if self._identity is not None else (),
             runtime=self._runtime_facts,

@@ -119,15 +119,14 @@ def next_attempt(
 
 def no_leader(quorum: Quorum) -> str:
     """Say why writes are not served, and the way out."""
-    majority = quorum.total // 2 + 1
     state = (
         f"the swarm does not have a leader: {quorum.reachable} of {quorum.total} managers reachable"
     )
-    if quorum.reachable >= majority:
+    if quorum.is_reachable:
         return f"{state}; none was elected in time, try again"
     return (
-        f"{state}, and it takes {majority}. Start the others again; if they are lost for good, "
-        "run on one manager that is left: swarm init --force-new-cluster"
+        f"{state}, and it takes {quorum.majority}. Start the others again; if they are lost for "
+        "good, run on one manager that is left: swarm init --force-new-cluster"
     )
 
 

@@ -92,6 +92,16 @@ class Quorum(msgspec.Struct, frozen=True):
     total: int
     has_leader: bool
 
+    @property
+    def majority(self) -> int:
+        """How many it takes."""
+        return self.total // 2 + 1
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether enough are reached to elect a leader."""
+        return self.reachable >= self.majority
+
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):
     """What a node that joins is given; nothing of it is secret.

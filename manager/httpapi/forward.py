@@ -8,6 +8,7 @@ leads. A request that was forwarded once is never forwarded again.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import aiohttp
 import msgspec
@@ -40,6 +41,9 @@ PAUSE_SECONDS_MAX = 20.0
 READ_PAUSE_SECONDS_MAX = 2.0
 # One who joins waits in front of a terminal, and can ask another manager.
 JOIN_PAUSE_SECONDS_MAX = 4.0
+# After a read that waited in vain others do not wait as long, for this time.
+VAIN_SECONDS = 5.0
+BRIEF_SECONDS_MAX = 0.1
 ANSWER_SECONDS_MAX = 30.0
 WAITING_MAX = 4096
 
@@ -78,6 +82,7 @@ class Forwarder:
         self._watch = LeaderWatch(peers.leader)
         self._session = LeaderSession(peers.credentials)
         self._waiting = 0
+        self._vain_at = -math.inf
         self._is_closing = False
 
     async def serve(self, request: web.Request, handler: Handler, kind: Kind) -> web.StreamResponse:
@@ -107,6 +112,7 @@ class Forwarder:
                     done.ended, kind, progress, waited=loop.time() - started, limit=limit
                 )
                 if step is Step.STOP_WITHOUT_LEADER and kind is Kind.READ:
+                    self._vain_at = loop.time()
                     return await handler(request)  # what this manager has; it says how old
                 if step is not Step.REPEAT:
                     if request.path.startswith(JOIN_PREFIX) and done.sentence:
@@ -121,7 +127,9 @@ class Forwarder:
 
     def _limit_of(self, request: web.Request, kind: Kind) -> float:
         if kind is Kind.READ:
-            return min(READ_PAUSE_SECONDS_MAX, self._pause_seconds_max)
+            is_vain = asyncio.get_running_loop().time() - self._vain_at < VAIN_SECONDS
+            pause = BRIEF_SECONDS_MAX if is_vain else READ_PAUSE_SECONDS_MAX
+            return min(pause, self._pause_seconds_max)
         if request.path.startswith(JOIN_PREFIX):
             return min(JOIN_PAUSE_SECONDS_MAX, self._pause_seconds_max)
         return self._pause_seconds_max

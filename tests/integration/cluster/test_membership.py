@@ -194,8 +194,10 @@ def test_lost_quorum_is_said_and_recovered(formed, eventually):
     assert "1 of 3 managers reachable" in said, said
     assert "--force-new-cluster" in said, said
     assert "all" in formed.docker("m2", "service", "ls").stdout
+    assert "1 of 3 managers reachable" in formed.docker("m2", "info").stdout
     formed.init("m2", ForceNewCluster=True)
     eventually(lambda: formed.is_manager("m2"), what="m2 leads")
+    assert "managers reachable" not in formed.docker("m2", "info").stdout
     assert "all" in formed.docker("m2", "service", "ls").stdout
     now = formed.pids("m2")
     assert {key: pid for key, pid in now.items() if key[0] == id_of["m2"]} == mine
