@@ -198,9 +198,10 @@ def serve(demo: Demo) -> None:
         demo.check(page == "hello from swarm\n", f"{member.host.address}:{_PORT} says {page!r}")
     said = demo.swarm("w1", "node", "ls", check=False)
     demo.check("not a swarm manager" in said, "a worker says that managers are to be asked")
-    mine = next(task for task, (host, _) in demo.running("m1").items() if host == "m1")
-    logs = demo.swarm("m1", "service", "logs", "--raw", mine)
-    demo.check(logs == "web 1 is up\n", "a task on m1 has logged its line")
+    logs = demo.swarm("m2", "service", "logs", "web").splitlines()
+    hosts = Counter(line.partition("|")[0].strip().rpartition("@")[2] for line in logs)
+    said_all = all(line.endswith("web 1 is up") for line in logs)
+    demo.check(said_all and hosts == spread, "m2 shows the output of all tasks on all nodes")
 
     demo.say("An update of the service", "five at a time are replaced by the new version")
     old = set(demo.running("m1"))
