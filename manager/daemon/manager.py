@@ -121,6 +121,7 @@ class Manager:
             rng=rng,
             managers=self.peers,
             must_renew=self._rotator.must_renew,
+            is_unheard=self._is_unheard,
         )
         self.control = NodeControl(
             membership,
@@ -365,6 +366,12 @@ class Manager:
         if node is None or node.manager_status is None:
             return ""
         return node.manager_status.addr
+
+    def _is_unheard(self, node_id: NodeID) -> bool:
+        """Tell whether a node is a manager that the log does not hear from."""
+        return any(
+            member.node_id == node_id and not member.is_reachable for member in self.raft.status()
+        )
 
     def manager_statuses(self) -> dict[NodeID, ManagerStatus]:
         """Describe the group's members as `node ls` shows them."""

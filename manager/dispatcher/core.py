@@ -92,6 +92,7 @@ class DispatcherCore:
         rng: random.Random,
         managers: Callable[[], Sequence[ManagerPeer]],
         must_renew: Callable[[Node], bool],
+        is_unheard: Callable[[NodeID], bool] = lambda _node_id: False,
     ) -> None:
         """Do nothing yet.
 
@@ -101,12 +102,14 @@ class DispatcherCore:
             rng: spreads heartbeats; draws session IDs.
             managers: the managers as nodes are to know them; quick.
             must_renew: whether a node has to renew its certificate now; quick.
+            is_unheard: whether a node is a manager that the log does not hear from; quick.
         """
         self._store = store
         self._clock = clock
         self._rng = rng
         self._managers = managers
         self._must_renew = must_renew
+        self._is_unheard = is_unheard
         self._writer = Writer(store)
         self._limit = RegistrationLimit()
         self._sessions: dict[NodeID, OpenSession] = {}
@@ -157,6 +160,7 @@ class DispatcherCore:
             writer=self._writer,
             is_here=lambda node_id: node_id in self._sessions or node_id in self._arriving,
             silence=self._silence,
+            is_unheard=self._is_unheard,
             leads=self._started.is_set,
         )
 

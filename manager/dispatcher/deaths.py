@@ -21,7 +21,7 @@ from manager.store.transaction import Transaction
 from proto.clock import Clock
 from proto.errors import SwarmError
 from proto.ids import NodeID, TaskID
-from proto.objects import Node, NodeState
+from proto.objects import Node, NodeRole, NodeState
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -47,6 +47,7 @@ class Deaths:
         writer: Writer,
         is_here: Callable[[NodeID], bool],
         silence: Callable[[NodeID], None],
+        is_unheard: Callable[[NodeID], bool],
         leads: Callable[[], bool],
     ) -> None:
         """Expect every node that was not down to come back.
@@ -58,6 +59,7 @@ class Deaths:
             writer: writes.
             is_here: whether a node has a session, or is being let in.
             silence: ends the session of a node that was silent for too long.
+            is_unheard: whether a node is a manager that the log does not hear from either.
             leads: whether this leadership lasts.
         """
         now = clock.monotonic()
@@ -66,13 +68,18 @@ class Deaths:
         self._writer = writer
         self._is_here = is_here
         self._silence = silence
+        self._is_unheard = is_unheard
         self._leads = leads
         self._dead_seconds = beat.dead_seconds
         self._liveness = Liveness(beat.dead_seconds)
         self._grace = Grace(now, beat.dead_seconds)
         self._returning = {n.id for n in view.nodes if n.status.state is not NodeState.DOWN}
-        for node_id in self._returning:
-            self._liveness.expect(node_id, self._grace.until)
+        for node in view.nodes:
+            if node.id in self._returning:
+                # A manager, perhaps the leader before this one, is asked for sooner: see `bury`.
+                is_manager = node.role is NodeRole.MANAGER
+                until = now + beat.dead_seconds if is_manager else self._grace.until
+                self._liveness.expect(node.id, until)
         self._down_since = {
             n.id: n.down_since for n in view.nodes if n.status.state is NodeState.DOWN
         }
@@ -150,8 +157,13 @@ class Deaths:
         if not dead:
             return
         if now < self._grace.until:
-            # It was made longer since they were told how long they have.
-            early = {node_id for node_id in dead if node_id in self._returning}
+            # Either it was made longer since they were told how long they have, or they are
+            # managers: those that the log does not hear from have been silent long enough.
+            early = {
+                node_id
+                for node_id in dead
+                if node_id in self._returning and not self._is_unheard(node_id)
+            }
             for node_id in early:
                 self._liveness.expect(node_id, self._grace.until)
             dead = [node_id for node_id in dead if node_id not in early]

@@ -115,6 +115,7 @@ class World:
         self.store = Store.open(self.log, self.clock)
         self.peers = ()
         self.renew = set()
+        self.unheard = set()
         self.core = self.new_core()
         self.running = None
 
@@ -126,6 +127,7 @@ class World:
             rng=random.Random(1),
             managers=lambda: self.peers,
             must_renew=lambda node: node.id in self.renew,
+            is_unheard=lambda node_id: node_id in self.unheard,
         )
 
     async def start(self, **settings):

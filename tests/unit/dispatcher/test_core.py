@@ -272,6 +272,30 @@ def test_a_new_leader_gives_everybody_time(play):
     play(scenario)
 
 
+def test_a_new_leader_does_not_wait_for_managers_that_the_log_misses(play):
+    """The leader before it, mostly: an ordinary silence is enough; other nodes have their time."""
+
+    async def scenario(world):
+        for name in ("n1", "n2", "n3"):
+            await opened(world, name)
+        for name in ("n1", "n2"):
+            await world.change(msgspec.structs.replace(world.node(name), role=NodeRole.MANAGER))
+        await world.stop()
+        world.core = world.new_core()
+        world.unheard = {"n1", "n3"}
+        await world.run()
+        await asyncio.sleep(2.9)
+        assert world.node("n1").status.state is NodeState.READY
+        await asyncio.sleep(0.5)
+        assert world.node("n1").status.state is NodeState.DOWN
+        await asyncio.sleep(2)
+        assert world.node("n2").status.state is world.node("n3").status.state is NodeState.READY
+        await asyncio.sleep(1)
+        assert world.node("n2").status.state is world.node("n3").status.state is NodeState.DOWN
+
+    play(scenario)
+
+
 def test_the_time_is_longer_while_nodes_come_back(play):
     """A leader that has many to greet does not take the last of them for dead."""
 
