@@ -14,7 +14,6 @@ import msgspec
 
 from manager.dispatcher.session import OpenSession
 from manager.store.tables import View
-from proto.errors import ResourceExhaustedError
 from proto.ids import NodeID, TaskID
 from proto.logs import LogRequest
 
@@ -49,13 +48,11 @@ class LogWishes:
     def add(self, request: LogRequest, answer: Answer) -> None:
         """Tell the node of the task now, and whenever there is reason to, until `remove`.
 
-        Raises:
-            ResourceExhaustedError: there are too many wishes.
+        One too many is answered with that, and not kept.
         """
         if len(self._by_id) >= WISHES_MAX:
-            raise ResourceExhaustedError(
-                f"the output of {WISHES_MAX} tasks is being read already: try again later"
-            )
+            answer(request.id, f"the output of {WISHES_MAX} tasks is being read already")
+            return
         wish = self._by_id[request.id] = _Wish(request, answer)
         self._by_task.setdefault(request.task_id, {})[request.id] = wish
         self._tell(wish)
