@@ -35,7 +35,7 @@ from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Transaction
 from proto.clock import Clock
-from proto.errors import DeniedError, NotFoundError, SwarmError
+from proto.errors import DeniedError, NotFoundError, NotLeaderError, SwarmError
 from proto.ids import NodeID
 from proto.objects import (
     Cluster,
@@ -313,6 +313,9 @@ class Manager:
             NotFoundError: there is no such node.
             SwarmError: as `RaftNode.add_learner`.
         """
+        if not self.store.term:
+            # Before all else: what this manager has not been told of yet may exist.
+            raise NotLeaderError(self.leader_node_port())
         if node_id not in self.store.head().nodes:
             raise NotFoundError("node", node_id)
         known = {member.node_id: member.address for member in self.raft.membership.members}

@@ -53,9 +53,9 @@ class Client:
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `swarm` and leave it running."""
+        """Start `swarm` and leave it running; it can be interrupted even if the tests cannot."""
         return subprocess.Popen(
-            [sys.executable, "-m", "manager.cli.main", *arguments],
+            ["env", "--default-signal=INT", sys.executable, "-m", "manager.cli.main", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
