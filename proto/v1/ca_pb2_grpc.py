@@ -50,7 +50,7 @@ class CAServicer:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
 
 def add_CAServicer_to_server(servicer, server):

@@ -51,7 +51,7 @@ class DispatcherServicer:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
 
 def add_DispatcherServicer_to_server(servicer, server):

@@ -56,7 +56,7 @@ class LogsServicer:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
     def Publish(self, request_iterator, context):
         """The lines of one task, from its node to the manager that wished for them. The wish's ID is in
@@ -65,7 +65,7 @@ class LogsServicer:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
 
 def add_LogsServicer_to_server(servicer, server):

@@ -55,14 +55,14 @@ class ManagersServicer:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
     def Leave(self, request, context):
         """Takes the caller out of the group.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
 
 def add_ManagersServicer_to_server(servicer, server):

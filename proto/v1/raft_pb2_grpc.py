@@ -56,14 +56,14 @@ class RaftServicer:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
     def Snapshot(self, request_iterator, context):
         """Carries one snapshot. The answer comes when the receiver has taken it whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # generated: our service overrides it
 
 
 def add_RaftServicer_to_server(servicer, server):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -50,6 +49,7 @@ from proto.objects import (
     TaskStatus,
 )
 from proto.states import TaskState
+from tests import needs
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
 from worker.volumes import VolumeStore
@@ -400,8 +400,7 @@ class Docker:
 @pytest.fixture
 async def docker(tmp_path: Path) -> AsyncIterator[Docker]:
     """Serve a node that is in no swarm."""
-    if shutil.which("docker") is None:
-        pytest.skip("the stock docker client is not on PATH")
+    needs.program("docker")
     images = await ImageStore.open(tmp_path / "images", SystemClock())
     backend = Backend(images)
     config = tmp_path / "config"
@@ -425,9 +424,7 @@ async def swarm(docker: Docker) -> Docker:
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[str]:
     """Run a registry on loopback; yield its address."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed")
+    program = needs.program("docker-registry")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -8,12 +8,12 @@ import tarfile
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+import docker as sdk
 import pytest
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import Docker
 
-sdk = pytest.importorskip("docker")
 pytestmark = pytest.mark.integration
 
 

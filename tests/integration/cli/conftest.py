@@ -14,6 +14,7 @@ import pytest
 
 from manager.lab.host import HOST_ADDRESS, Host
 from manager.lab.image import make_rootfs_tar
+from tests import needs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,8 +73,7 @@ class Client:
 @pytest.fixture(scope="module")
 def node() -> Iterator[Host]:
     """A host whose daemon runs, in no swarm."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make namespaces and containers")
+    needs.root()
     root = Path(tempfile.mkdtemp(prefix="swc-"))
     host = Host("node", root)
     try:

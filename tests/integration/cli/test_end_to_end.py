@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
+from tests import needs
 
 
 def test_create_waits_until_the_tasks_run(swarm: Any, service: Callable[..., str]) -> None:
@@ -117,9 +116,9 @@ def test_autolock_key(swarm: Any) -> None:
     swarm.ok("update", "--autolock=false")
 
 
-@pytest.mark.skipif(shutil.which("docker") is None, reason="the stock client is not installed")
 def test_live_tables_equal_the_stock_clients(swarm: Any, service: Callable[..., str]) -> None:
     """On one live socket both clients print the same."""
+    needs.program("docker")
     service("both", "--replicas", "2", "-p", "8081:80", "--label", "a=b")
     for line in (
         "service ls",

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from proto.clock import SystemClock
+from tests import needs
 from worker.images.store import ImageStore
 
 BUSYBOX = Path("/bin/busybox")
@@ -28,11 +29,10 @@ USER, PASSWORD = "tester", "correct horse"
 
 @pytest.fixture(autouse=True)
 def needs_root_and_tools() -> None:
-    """Skip where the tests cannot run."""
-    if os.geteuid() != 0:
-        pytest.skip("unpacking layers needs root")
-    if not BUSYBOX.exists() or shutil.which("skopeo") is None:
-        pytest.skip("needs the packages busybox-static and skopeo")
+    """Layers have owners, and the images are the machine's busybox, copied by skopeo."""
+    needs.root()
+    needs.program("busybox")
+    needs.program("skopeo")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from manager.lab.lab import Lab
+from tests import needs
 
 SWARM = str(Path(sys.executable).parent / "swarm")
 WITHIN_SECONDS = 30.0
@@ -77,8 +78,7 @@ class Command:
 
 @pytest.fixture(scope="session", autouse=True)
 def _root():
-    if os.geteuid() != 0:
-        pytest.skip("only root can make namespaces")
+    needs.root()
 
 
 def _maker():

@@ -101,7 +101,6 @@ def engine():
     """Run an engine; yield its client and its address."""
     if os.geteuid() != 0:
         pytest.skip("only root can start a Docker engine")
-    pytest.importorskip("testcontainers")
     # Short, because a socket's path must be.
     folder = Path(tempfile.mkdtemp(prefix="swd-"))
     cgroups = f"/swarm-docker-{os.getpid()}"

@@ -13,6 +13,7 @@ import pytest
 
 from manager.lab.host import HOST_ADDRESS, Host
 from manager.lab.image import make_rootfs_tar
+from tests import needs
 
 WITHIN_SECONDS = 30.0
 
@@ -126,8 +127,7 @@ def rootfs(tmp_path_factory):
 @pytest.fixture
 def bare_node():
     """A host whose daemon is not started."""
-    if shutil.which("docker") is None:
-        pytest.skip("the stock docker client is not on PATH (make setup puts one into .venv)")
+    needs.program("docker")
     root = Path(tempfile.mkdtemp(prefix="swt-"))
     node = NodeUnderTest(root)
     try:

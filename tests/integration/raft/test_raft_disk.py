@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests import needs
 
 pytestmark = pytest.mark.integration
 
@@ -182,10 +182,9 @@ def test_kill_in_the_middle_loses_nothing_acknowledged(tmp_path):
     assert len(acknowledged) > 100
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare of util-linux")
 def test_a_real_full_file_system(tmp_path):
     """A tmpfs of 1 MiB in a mount namespace of its own: said, nothing lost, goes on with room."""
+    needs.root()
     shell = (
         f"mount -t tmpfs -o size=1m none {tmp_path} && "
         f"dd if=/dev/zero of={tmp_path}/ballast bs=1k count=300 status=none && "

@@ -1,12 +1,13 @@
 """The torture, short: ours keeps its word, PySyncObj does not, and the checker tells them apart."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import needs
 
 FOLDER = Path(__file__).parents[2] / "torture" / "raft"
 
@@ -28,9 +29,9 @@ def test_pysyncobj_loses_acknowledged_writes():
     assert line["acked"] > line["lost"] > 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: needs root")
 def test_ours_loses_nothing():
     """Twenty seconds of kills, pauses, cut links, full disks and changes of the membership."""
+    needs.root()
     arguments = ("--system", "ours", "--minutes", "0.33", "--seed", "5", "--members", "3")
     code, line = run("run.py", *arguments, seconds=240)
     assert code == 0, line

@@ -5,12 +5,13 @@ afterwards as it was; only the cgroups are shared, and the tests remove theirs.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import needs
 
 pytestmark = pytest.mark.integration
 
@@ -24,11 +25,9 @@ SCRIPT = '(umount /sys/fs/cgroup/unified 2>/dev/null || true) && ip link set lo 
 
 def test_worker(tmp_path: Path):
     """Tasks become containers with network, volumes and ports, and nothing is left of them."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+    needs.root()
     for program in PROGRAMS:
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
+        needs.program(program)
     finished = subprocess.run(
         [
             "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",

@@ -1,19 +1,19 @@
 """A link that is cut without a word is noticed, and found again when it heals."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 pytestmark = pytest.mark.netns
 
 
 def test_a_cut_link_is_noticed_and_healed():
     """In a namespace of its own whose loopback drops everything for a while."""
-    if os.geteuid() != 0:
-        pytest.skip("makes a network namespace: needs root")
+    needs.root()
     done = subprocess.run(
         ["unshare", "--net", sys.executable, Path(__file__).with_name("cut.py")],
         capture_output=True,

@@ -7,13 +7,13 @@ import gzip
 import io
 import lzma
 import random
-import shutil
 import subprocess
 from collections.abc import Callable
 
 import pytest
 
 from proto.errors import InvalidError
+from tests import needs
 from worker.images.compression import Hashing, decompressed, gzip_to
 
 PLAIN = random.Random(7).randbytes(300_000) + bytes(3_000_000)
@@ -21,9 +21,8 @@ PLAIN = random.Random(7).randbytes(300_000) + bytes(3_000_000)
 
 def zstd(data: bytes) -> bytes:
     """Compress with the program."""
-    if shutil.which("zstd") is None:
-        pytest.skip("needs the package zstd")
-    return subprocess.run(["zstd", "-cq"], input=data, capture_output=True, check=True).stdout
+    program = needs.program("zstd")
+    return subprocess.run([program, "-cq"], input=data, capture_output=True, check=True).stdout
 
 
 PACKERS = [
