@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from manager.store.tables import View
 from proto.errors import UnavailableError
@@ -18,11 +18,17 @@ T = TypeVar("T")
 # Lines read ahead of the consumer, over all sources: a slow client must not fill the memory.
 LINES_AHEAD_MAX = 256
 
-
 PLACE_POLL_SECONDS = 0.2
 REASONS_MAX = 10
 
 Read = Callable[[TaskID, LogOptions], AsyncGenerator[LogRecord]]
+
+
+class Reads(Protocol):
+    """What reads tasks of other nodes."""
+
+    def read(self, task_id: TaskID, options: LogOptions) -> AsyncGenerator[LogRecord]:
+        """Yield the output of a task."""
 
 
 class TaskLogs:
@@ -34,7 +40,7 @@ class TaskLogs:
         view: Callable[[], View],
         *,
         here: Read,
-        elsewhere: Read | None,
+        elsewhere: Callable[[], Reads | None],
     ) -> None:
         """Read nothing yet.
 
@@ -42,7 +48,7 @@ class TaskLogs:
             node_id: this node.
             view: the cluster's state.
             here: reads a task of this node.
-            elsewhere: reads a task of any other; None if there are no others.
+            elsewhere: returns what reads a task of any other node; None while there is no other.
         """
         self._node_id = node_id
         self._view = view
@@ -77,17 +83,20 @@ class TaskLogs:
         task = await self._placed(task_id, options)
         if task is None:
             return
-        read = self._here if task.node_id == self._node_id else self._elsewhere
-        if read is None:
-            reason = f"node {task.node_id} is not in the swarm any more"
-            missing[reason] = missing.get(reason, 0) + 1
-            return
         try:
-            async with aclosing(read(task_id, options)) as records:
+            async with aclosing(self._reader_of(task)(task_id, options)) as records:
                 async for record in records:
                     yield task, record
         except UnavailableError as error:
             missing[error.message] = missing.get(error.message, 0) + 1
+
+    def _reader_of(self, task: Task) -> Read:
+        if task.node_id == self._node_id:
+            return self._here
+        others = self._elsewhere()
+        if others is None:
+            raise UnavailableError(f"node {task.node_id} is not in the swarm any more")
+        return others.read
 
     async def _placed(self, task_id: TaskID, options: LogOptions) -> Task | None:
         """Return the task when it is on a node; None if it is on none, and nobody waits for it."""
@@ -100,21 +109,17 @@ class TaskLogs:
             await asyncio.sleep(PLACE_POLL_SECONDS)
 
 
-async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T]:
+async def merge(sources: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
     """Yield the items of all sources until all have ended; each source's order is kept.
 
     An error of one source is raised here; leaving early closes every source.
     """
     queue: asyncio.Queue[T | BaseException | None] = asyncio.Queue(LINES_AHEAD_MAX)
 
-    async def read(source: AsyncIterator[T]) -> None:
+    async def read(source: AsyncGenerator[T]) -> None:
         end: BaseException | None = None
         try:
-            if isinstance(source, AsyncGenerator):
-                async with aclosing(source):
-                    async for item in source:
-                        await queue.put(item)
-            else:
+            async with aclosing(source):
                 async for item in source:
                     await queue.put(item)
         except Exception as error:  # noqa: BLE001 -- handed to the consumer, who raises it

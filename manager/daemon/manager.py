@@ -265,7 +265,7 @@ class Manager:
             # Only now: grpc takes memory that a node alone does without.
             from manager.daemon.nodeport import open_transport  # noqa: PLC0415
 
-            self._transport, logs, asker = await open_transport(
+            self._transport, self.logs = await open_transport(
                 self,
                 self._identity,
                 self._credentials,
@@ -275,8 +275,7 @@ class Manager:
                 rng=self._rng,
             )
             self.raft.connect(cast("RaftTransport", self._transport))
-            self._supervisor.start("log requests", lambda: asker.run(logs.answer))
-            self.logs = logs
+            self._supervisor.start("log requests", self.logs.run)
             log.info("node_port_opened", address=node_port_address(self._identity.listen_addr))
 
     def credentials_changed(self) -> None:

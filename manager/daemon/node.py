@@ -234,6 +234,6 @@ class SwarmNode(Changes):
             self._identity.node_id,
             manager.store.view,
             here=self._resources.lines,
-            elsewhere=manager.logs.read if manager.logs is not None else None,
+            elsewhere=lambda: manager.logs,
         )
         return logs.read(tasks, options)

@@ -104,8 +104,8 @@ async def open_transport(
     listen_address: str,
     clock: Clock,
     rng: random.Random,
-) -> tuple[Transport, Collector, Asker]:
-    """Serve all services of the node port; return what the manager itself uses of them.
+) -> tuple[Transport, Collector]:
+    """Serve all services of the node port; return it, and what reads logs of other nodes.
 
     Raises:
         UnavailableError: the address cannot be listened on.
@@ -136,8 +136,7 @@ async def open_transport(
         node_port_address(identity.advertise_addr),
         manager.store.view,
         rng,
-        ask=asker.ask,
-        forget=asker.forget,
+        asker,
     )
     logs = LogsService(collector, manager.dispatcher.wishes, manager.leader_node_port)
     dispatcher = DispatcherService(manager.dispatcher, manager.leader_node_port)
@@ -153,4 +152,4 @@ async def open_transport(
         ],
         interceptors=[authorizing_interceptor(identity.cluster_id, lambda: manager.store, clock)],
     )
-    return transport, collector, asker
+    return transport, collector

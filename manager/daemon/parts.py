@@ -248,6 +248,7 @@ class Parts(abc.ABC):
         if client is not None:
             await client.close(is_goodbye=is_goodbye)
         self._dispatcher.use(None)
+        await self._publishing.close()
 
     def _on_session(self, session: Session) -> None:
         """Follow what the leader tells of this node and of the managers."""

@@ -351,7 +351,6 @@ class Place(Parts):
     async def _forget(self) -> None:
         """Be in no swarm: nothing of it stays in memory or on the disk."""
         await self._stop_client()
-        await self._publishing.close()
         await self._drop_credentials()
         self._identity = None
         self._remotes = Remotes()

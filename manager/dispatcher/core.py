@@ -169,7 +169,7 @@ class DispatcherCore:
         session = self._sessions.pop(node_id, None)
         if session is not None:
             session.close(UnavailableError(f"node {node_id} was silent for too long"))
-            self._wishes.node_went(node_id)
+            self._wishes.session_changed(node_id)
 
     def _end_all(self) -> None:
         self._wishes.end()
@@ -256,7 +256,7 @@ class DispatcherCore:
         if len(self._sessions) == CALM_SESSIONS_MIN:
             gc.set_threshold(*CALM_THRESHOLDS)
         self._deaths.came(node_id, is_local=is_local)
-        self._wishes.node_came(node_id)
+        self._wishes.session_changed(node_id)
         log.info("node_registered", node_id=node_id, session_id=session.told.session_id)
         return session
 
@@ -320,7 +320,7 @@ class DispatcherCore:
         if self._sessions.get(node_id) is not session:
             return
         del self._sessions[node_id]
-        self._wishes.node_went(node_id)
+        self._wishes.session_changed(node_id)
         log.info("session_ended", node_id=node_id, session_id=session.told.session_id)
         if is_goodbye:
             self._deaths.said_goodbye(node_id)
@@ -459,7 +459,7 @@ class DispatcherCore:
             if wall >= session.certificate_until:
                 del self._sessions[node_id]
                 session.close(DeniedError(f"the certificate of node {node_id} has expired"))
-                self._wishes.node_went(node_id)
+                self._wishes.session_changed(node_id)
                 continue
             node = view.nodes.get(node_id)
             if node is not None:

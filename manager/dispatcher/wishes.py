@@ -19,8 +19,8 @@ from proto.logs import LogRequest
 
 WISHES_MAX = 20_000
 
-Answer = Callable[[str, str], None]
-"""Takes a wish's ID and why nobody can fulfil it now, "" if a node was told."""
+Answer = Callable[[str], None]
+"""Takes why nobody can fulfil a wish now; "" if a node was told."""
 
 
 class _Wish(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ class LogWishes:
         One too many is answered with that, and not kept.
         """
         if len(self._by_id) >= WISHES_MAX:
-            answer(request.id, f"the output of {WISHES_MAX} tasks is being read already")
+            answer(f"the output of {WISHES_MAX} tasks is being read already")
             return
         wish = self._by_id[request.id] = _Wish(request, answer)
         self._by_task.setdefault(request.task_id, {})[request.id] = wish
@@ -67,14 +67,10 @@ class LogWishes:
         if not of_task:
             del self._by_task[wish.request.task_id]
 
-    def node_came(self, node_id: NodeID) -> None:
-        """Tell a node that has just opened a session."""
+    def session_changed(self, node_id: NodeID) -> None:
+        """Tell a node that has opened a session, or say of one that lost it that it is away."""
         for wish in self._wishes_on(node_id):
             self._tell(wish)
-
-    def node_went(self, node_id: NodeID) -> None:
-        """Say that a node cannot be told of anything now."""
-        self.node_came(node_id)
 
     def task_changed(self, old: NodeID | None, new: NodeID | None, task_id: TaskID) -> None:
         """Tell of a task's wishes, if the task went to another node, or is no more.
@@ -123,7 +119,7 @@ class LogWishes:
         else:
             session.wish(request)
             obstacle = ""
-        wish.answer(request.id, obstacle)
+        wish.answer(obstacle)
 
 
 def _is_away(view: View, node_id: NodeID) -> str:

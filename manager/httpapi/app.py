@@ -8,7 +8,7 @@ from aiohttp import web
 
 from manager.httpapi.backend import Backend, Peers
 from manager.httpapi.forward import FORWARDER, PAUSE_SECONDS_MAX, Forwarder, forwarded
-from manager.httpapi.freshness import Freshness
+from manager.httpapi.freshness import Freshness, Patience
 from manager.httpapi.middleware import (
     access_logged,
     add_headers,
@@ -83,11 +83,12 @@ def make_app(
     )
     app[BACKEND] = backend
     app[PEERS] = peers
+    patience = Patience()
     if peers is not None:
-        app[FORWARDER] = Forwarder(peers, pause_seconds_max)
+        app[FORWARDER] = Forwarder(peers, patience, pause_seconds_max)
         app.on_cleanup.append(_close_forwarder)
     app[STREAMS] = Streams()
-    app[FRESHNESS] = Freshness()
+    app[FRESHNESS] = Freshness(patience)
     app[CLOCK] = clock or SystemClock()
     app[RNG] = rng or random.SystemRandom()
     app[HEADERS] = _headers_of(backend)

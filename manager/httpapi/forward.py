@@ -8,7 +8,6 @@ leads. A request that was forwarded once is never forwarded again.
 from __future__ import annotations
 
 import asyncio
-import math
 
 import aiohttp
 import msgspec
@@ -29,6 +28,7 @@ from manager.httpapi.attempts import (
     place_of,
 )
 from manager.httpapi.backend import LeaderInfo, Peers
+from manager.httpapi.freshness import Patience
 from manager.httpapi.leader import LeaderSession, LeaderWatch
 from manager.httpapi.middleware import NOT_LEADER, REFUSAL, UNKNOWN, unversioned
 from manager.httpapi.requests import ATTEMPT, CALLER, RNG, Attempt, backend_of, body_bytes
@@ -37,13 +37,8 @@ from proto.ids import NodeID, new_id
 
 # Source: moby daemon/cluster/cluster.go (swarmRequestTimeout).
 PAUSE_SECONDS_MAX = 20.0
-# A read does not wait for an election that takes longer: this manager has something to show.
-READ_PAUSE_SECONDS_MAX = 2.0
 # One who joins waits in front of a terminal, and can ask another manager.
 JOIN_PAUSE_SECONDS_MAX = 4.0
-# After a read that waited in vain others do not wait as long, for this time.
-VAIN_SECONDS = 5.0
-BRIEF_SECONDS_MAX = 0.1
 ANSWER_SECONDS_MAX = 30.0
 WAITING_MAX = 4096
 
@@ -75,14 +70,16 @@ class _Message(msgspec.Struct, frozen=True):
 class Forwarder:
     """Brings requests to the leader, for one application."""
 
-    def __init__(self, peers: Peers, pause_seconds_max: float = PAUSE_SECONDS_MAX) -> None:
-        """Ask `peers` who leads; a fail-over may take `pause_seconds_max`."""
+    def __init__(
+        self, peers: Peers, patience: Patience, pause_seconds_max: float = PAUSE_SECONDS_MAX
+    ) -> None:
+        """Ask `peers` who leads; a fail-over may take `pause_seconds_max`, for reads `patience`."""
         self._peers = peers
         self._pause_seconds_max = pause_seconds_max
         self._watch = LeaderWatch(peers.leader)
         self._session = LeaderSession(peers.credentials)
         self._waiting = 0
-        self._vain_at = -math.inf
+        self._patience = patience
         self._is_closing = False
 
     async def serve(self, request: web.Request, handler: Handler, kind: Kind) -> web.StreamResponse:
@@ -112,7 +109,7 @@ class Forwarder:
                     done.ended, kind, progress, waited=loop.time() - started, limit=limit
                 )
                 if step is Step.STOP_WITHOUT_LEADER and kind is Kind.READ:
-                    self._vain_at = loop.time()
+                    self._patience.failed(loop.time())
                     return await handler(request)  # what this manager has; it says how old
                 if step is not Step.REPEAT:
                     if request.path.startswith(JOIN_PREFIX) and done.sentence:
@@ -127,8 +124,8 @@ class Forwarder:
 
     def _limit_of(self, request: web.Request, kind: Kind) -> float:
         if kind is Kind.READ:
-            is_vain = asyncio.get_running_loop().time() - self._vain_at < VAIN_SECONDS
-            pause = BRIEF_SECONDS_MAX if is_vain else READ_PAUSE_SECONDS_MAX
+            # This manager has something to show.
+            pause = self._patience.seconds(asyncio.get_running_loop().time())
             return min(pause, self._pause_seconds_max)
         if request.path.startswith(JOIN_PREFIX):
             return min(JOIN_PAUSE_SECONDS_MAX, self._pause_seconds_max)

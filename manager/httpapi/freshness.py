@@ -12,19 +12,40 @@ import math
 from manager.httpapi.backend import Backend
 from proto.errors import LockedError, NotLeaderError, UnavailableError
 
-BARRIER_SECONDS_MAX = 2.0
+WAIT_SECONDS_MAX = 2.0
 RETRY_SECONDS = 0.02
 # After a read that waited in vain others do not wait as long, for this time.
 MEMORY_SECONDS = 5.0
 BRIEF_SECONDS_MAX = 0.1
 
 
-class Freshness:
-    """What reads of one application have found lately."""
+class Patience:
+    """How long reads of one application wait for a leader, by what they have found lately."""
 
     def __init__(self) -> None:
         """Begin with nothing known."""
         self._failed_at = -math.inf
+
+    def seconds(self, now: float) -> float:
+        """Return how long to wait: as long as an election takes, but not twice in vain."""
+        is_doubtful = now - self._failed_at < MEMORY_SECONDS
+        return BRIEF_SECONDS_MAX if is_doubtful else WAIT_SECONDS_MAX
+
+    def failed(self, now: float) -> None:
+        """Note that somebody waited in vain."""
+        self._failed_at = now
+
+    def succeeded(self) -> None:
+        """Note that there is a leader."""
+        self._failed_at = -math.inf
+
+
+class Freshness:
+    """Whether reads of one application show everything."""
+
+    def __init__(self, patience: Patience) -> None:
+        """Wait as long as `patience` says, and let it know."""
+        self._patience = patience
 
     async def is_fresh(self, backend: Backend) -> bool:
         """Wait until this manager shows what was committed before; False: not in time.
@@ -33,16 +54,15 @@ class Freshness:
             LockedError: this manager is locked.
         """
         loop = asyncio.get_running_loop()
-        is_doubtful = loop.time() - self._failed_at < MEMORY_SECONDS
         try:
-            async with asyncio.timeout(BRIEF_SECONDS_MAX if is_doubtful else BARRIER_SECONDS_MAX):
+            async with asyncio.timeout(self._patience.seconds(loop.time())):
                 await _passed(backend)
         except LockedError:
             raise
         except (TimeoutError, UnavailableError):
-            self._failed_at = loop.time()
+            self._patience.failed(loop.time())
             return False
-        self._failed_at = -math.inf
+        self._patience.succeeded()
         return True
 
 

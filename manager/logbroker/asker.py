@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -39,7 +40,7 @@ IDLE_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 
 Call = aio.StreamStreamCall[pb.LogAsk, pb.LogAnswer]
-Answer = Callable[[str, str], None]
+Answer = Callable[[str], None]
 
 
 class Wishes(Protocol):
@@ -84,16 +85,15 @@ class Asker:
         self._remotes = remotes
         self._is_leader = is_leader
         self._own_wishes = own_wishes
-        self._answer: Answer = _unheard
         self._rng = rng
         self._limits = limits
-        self._wishes: dict[str, LogRequest] = {}
+        self._wishes: dict[str, tuple[LogRequest, Answer]] = {}
         self._news: asyncio.Queue[LogRequest | str] = asyncio.Queue()
         self._has_wishes = asyncio.Event()
 
-    def ask(self, request: LogRequest) -> None:
-        """Let the leader know of a wish until `forget`."""
-        self._wishes[request.id] = request
+    def ask(self, request: LogRequest, answer: Answer) -> None:
+        """Let the leader know of a wish until `forget`; `answer` is told what it says of it."""
+        self._wishes[request.id] = (request, answer)
         self._news.put_nowait(request)
         self._has_wishes.set()
 
@@ -104,9 +104,8 @@ class Asker:
         if not self._wishes:
             self._has_wishes.clear()
 
-    async def run(self, answer: Answer) -> None:
-        """Work until cancelled; `answer` takes the answers."""
-        self._answer = answer
+    async def run(self) -> None:
+        """Work until cancelled."""
         while True:
             await self._has_wishes.wait()
             try:
@@ -121,11 +120,16 @@ class Asker:
                     )
                 await asyncio.sleep(RETRY_SECONDS)
 
+    def _answer(self, request_id: str, obstacle: str) -> None:
+        wish = self._wishes.get(request_id)
+        if wish is not None:
+            wish[1](obstacle)
+
     def _start_over(self) -> list[LogRequest]:
         """Return all wishes; what changes from now on is news."""
         while not self._news.empty():
             self._news.get_nowait()
-        return list(self._wishes.values())
+        return [request for request, _ in self._wishes.values()]
 
     async def _next(self) -> LogRequest | str | None:
         """Return what changed; None when nothing has been wished for for a while."""
@@ -146,11 +150,11 @@ class Asker:
         try:
             for wish in self._start_over():
                 told.add(wish.id)
-                kept.add(wish, self._answer)
+                kept.add(wish, partial(self._answer, wish.id))
             while (news := await self._next()) is not None:
                 if isinstance(news, LogRequest):
                     told.add(news.id)
-                    kept.add(news, self._answer)
+                    kept.add(news, partial(self._answer, news.id))
                 else:
                     told.discard(news)
                     kept.remove(news)
@@ -224,10 +228,6 @@ class Asker:
                     await call.write(pb.LogAsk(over=news))
         except asyncio.InvalidStateError:
             raise await _reason(call) from None
-
-
-def _unheard(_request_id: str, _obstacle: str) -> None:
-    """Take an answer that nobody waits for."""
 
 
 async def _reason(call: Call) -> SwarmError:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 
 import structlog
 
+from manager.logbroker.asker import Asker
 from manager.logbroker.position import Position
 from manager.store.tables import View
 from proto.errors import DeniedError, NotFoundError, UnavailableError
@@ -44,6 +45,7 @@ class Wish:
         over: set when either end has given up, or is done.
         changed: set when one of the next two did.
         obstacle: why nobody can fulfil it; "" if a node was told, None if nobody answered yet.
+        answered_at: the loop's time when that changed last.
         is_open: whether the node has begun.
         is_complete: whether all lines have come.
     """
@@ -54,13 +56,20 @@ class Wish:
         self.over = asyncio.Event()
         self.changed = asyncio.Event()
         self.obstacle: str | None = None
+        self.answered_at = asyncio.get_running_loop().time()
         self.is_open = False
         self.is_complete = False
         self._batches: asyncio.Queue[list[LogRecord] | None] = asyncio.Queue(BATCHES_AHEAD_MAX)
 
+    @property
+    def was_told(self) -> bool:
+        """Whether the leader told a node."""
+        return self.obstacle is not None and not self.obstacle
+
     def answer(self, obstacle: str) -> None:
         """Note why nobody can fulfil it now; "" if a node was told."""
         self.obstacle = obstacle
+        self.answered_at = asyncio.get_running_loop().time()
         self.changed.set()
 
     def open(self) -> None:
@@ -106,9 +115,7 @@ class Collector:
         address: str,
         view: Callable[[], View],
         rng: random.Random,
-        *,
-        ask: Callable[[LogRequest], None],
-        forget: Callable[[str], None],
+        asker: Asker,
     ) -> None:
         """Wish for nothing yet.
 
@@ -117,22 +124,18 @@ class Collector:
             address: of its node port.
             view: the cluster's state, as far as this manager knows it.
             rng: draws the IDs of wishes, which are not to be guessed.
-            ask: lets the leader know of a wish; answers come to `answer`.
-            forget: lets the leader forget it.
+            asker: lets the leader know of wishes.
         """
         self._node_id = node_id
         self.address = address
         self._view = view
         self._rng = rng
-        self._ask = ask
-        self._forget = forget
+        self._asker = asker
         self._wishes: dict[str, Wish] = {}
 
-    def answer(self, request_id: str, obstacle: str) -> None:
-        """Take the leader's answer to a wish."""
-        wish = self._wishes.get(request_id)
-        if wish is not None:
-            wish.answer(obstacle)
+    async def run(self) -> None:
+        """Keep the leader told of what is wished for, until cancelled."""
+        await self._asker.run()
 
     def begin(self, request_id: str, node_id: NodeID) -> Wish:
         """Let a node begin to send what was wished for.
@@ -196,13 +199,13 @@ class Collector:
             address=self.address,
         )
         wish = self._wishes[request.id] = Wish(request)
-        self._ask(request)
+        self._asker.ask(request, wish.answer)
         try:
             yield wish
         finally:
             del self._wishes[request.id]
             wish.over.set()
-            self._forget(request.id)
+            self._asker.forget(request.id)
 
     async def _has_begun(self, wish: Wish) -> bool:
         """Wait for the node's stream; return False if there will be nothing to read.
@@ -210,27 +213,17 @@ class Collector:
         Raises:
             UnavailableError: there is something, and it cannot be had.
         """
-        loop = asyncio.get_running_loop()
-        task_id = wish.request.task_id
-        asked_at = told_at = loop.time()
         while not wish.is_open:
-            task = self._view().tasks.get(task_id)
+            task = self._view().tasks.get(wish.request.task_id)
             if task is None:
                 return False
-            can_wait = wish.request.options.follow and not _is_over(task)
-            if not task.node_id and not can_wait:
+            if wish.request.options.follow and not _is_over(task):
+                _check_node(wish, task)
+            elif task.node_id:
+                _check_answer(wish)
+                _check_node(wish, task)
+            else:
                 return False  # it never ran
-            now = loop.time()
-            if wish.obstacle:
-                told_at = now
-                if not can_wait:
-                    raise UnavailableError(wish.obstacle)
-            elif wish.obstacle is None:
-                told_at = now
-                if not can_wait and now - asked_at > LEADER_SECONDS_MAX:
-                    raise UnavailableError("no manager leads, so that its node cannot be asked")
-            elif now - told_at > START_SECONDS_MAX:
-                raise UnavailableError(f"node {task.node_id} was asked and sent nothing")
             wish.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -244,3 +237,21 @@ class Collector:
 
 def _is_over(task: Task) -> bool:
     return task.status.state.is_terminal
+
+
+def _check_answer(wish: Wish) -> None:
+    """Raise `UnavailableError` if nobody can fulfil a wish that does not wait for better times."""
+    if wish.obstacle:
+        raise UnavailableError(wish.obstacle)
+    if wish.obstacle is None and _waited_seconds(wish) > LEADER_SECONDS_MAX:
+        raise UnavailableError("no manager leads, so that its node cannot be asked")
+
+
+def _check_node(wish: Wish, task: Task) -> None:
+    """Raise `UnavailableError` if the node was told long ago; a new wish is worth a try."""
+    if wish.was_told and _waited_seconds(wish) > START_SECONDS_MAX:
+        raise UnavailableError(f"node {task.node_id} was asked and sent nothing")
+
+
+def _waited_seconds(wish: Wish) -> float:
+    return asyncio.get_running_loop().time() - wish.answered_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from grpc import aio
@@ -102,7 +103,7 @@ class _Conversation:
                 if wish.manager_id != self._manager_id:
                     raise DeniedError("a manager may wish for lines for itself only")
                 told.add(wish.id)
-                self._wishes.add(wish, self._answer)
+                self._wishes.add(wish, partial(self._answer, wish.id))
         finally:
             for request_id in told:
                 self._wishes.remove(request_id)

@@ -173,7 +173,7 @@ class Manager:
         self.address = f"127.0.0.1:{self.port}"
         self.peers = (ManagerPeer(self.node_id, self.address),)
         self.collector.address = self.address
-        self.running = asyncio.gather(self.core.run(), self.asker.run(self.collector.answer))
+        self.running = asyncio.gather(self.core.run(), self.collector.run())
         return self
 
     def _read_logs(self, rng):
@@ -191,8 +191,7 @@ class Manager:
             "",
             self.store.view,
             rng,
-            ask=self.asker.ask,
-            forget=self.asker.forget,
+            self.asker,
         )
 
     async def _snapshot(self, _node_id, _header, chunks):

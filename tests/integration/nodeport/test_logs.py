@@ -297,7 +297,7 @@ async def test_another_leader_is_told_everything(pair, worker, eventually):
     one.prints("t2", "end")
     await asyncio.sleep(0.5)
     assert later.lines == []
-    leader.running = asyncio.gather(leader.core.run(), leader.asker.run(leader.collector.answer))
+    leader.running = asyncio.gather(leader.core.run(), leader.collector.run())
     await eventually(leader.core._started.is_set)
     await one.start()
     await asyncio.wait_for(later.running, 5)

@@ -1,6 +1,7 @@
 """The output of tasks on this node and on others, as one stream."""
 
 import asyncio
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -58,7 +59,7 @@ class Cluster:
             "here",
             lambda: self.view,
             here=self.reader("here"),
-            elsewhere=None if is_alone else self.reader("elsewhere"),
+            elsewhere=lambda: None if is_alone else SimpleNamespace(read=self.reader("elsewhere")),
         )
 
 
@@ -106,6 +107,24 @@ async def test_a_manager_that_is_alone_says_what_it_cannot_know():
     lines, missing = await read_all(cluster.logs(is_alone=True), cluster.tasks())
     assert [task for task, _ in lines] == ["a", "a"]
     assert missing == "node gone is not in the swarm any more"
+
+
+async def test_a_manager_that_was_alone_reads_the_nodes_that_came_since():
+    """A follower that waits for a task's node learns of others only when there are some."""
+    cluster = Cluster(a="")
+    others = []
+    logs = TaskLogs(
+        "here",
+        lambda: cluster.view,
+        here=cluster.reader("here"),
+        elsewhere=lambda: others[0] if others else None,
+    )
+    reading = asyncio.create_task(read_all(logs, cluster.tasks(), follow=True))
+    await asyncio.sleep(0)
+    others.append(SimpleNamespace(read=cluster.reader("elsewhere")))
+    cluster.change("a", node_id="there")
+    lines, missing = await asyncio.wait_for(reading, 2)
+    assert (len(lines), missing) == (2, "")
 
 
 @pytest.mark.parametrize("node", ["here", "there"])

@@ -24,14 +24,14 @@ def wish(number=1, task="t1"):
 class Answers(list):
     """Takes answers."""
 
-    def __call__(self, request_id, obstacle):
+    def __call__(self, obstacle):
         """Note one."""
-        self.append((request_id, obstacle))
+        self.append(obstacle)
 
     @property
     def last(self):
         """Return what was said last."""
-        return self[-1][1]
+        return self[-1]
 
 
 async def settle():
@@ -64,7 +64,7 @@ def test_the_node_of_the_task_is_told_once(play):
         ]
         assert messages[2] == wish()
         assert await told(other) == []
-        assert answers == [("wish1", "")]
+        assert answers == [""]
 
     play(scenario)
 
