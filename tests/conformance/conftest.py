@@ -363,9 +363,9 @@ class Docker:
         }
 
     async def start(self, *words: str) -> asyncio.subprocess.Process:
-        """Start a command."""
+        """Start a command; it can be interrupted even if the tests cannot."""
         return await asyncio.create_subprocess_exec(
-            "docker",
+            *("env", "--default-signal=INT", "docker"),
             *words,
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
