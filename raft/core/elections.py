@@ -109,6 +109,16 @@ class Elections(CoreState):
         """Whether somebody leads who may count on us."""
         return self.role is Role.LEADER or self.clock < self._promised_until
 
+    def _may_help(self, message: PreVote | Vote) -> bool:
+        """Whether the promise to a leader leaves us free to help a candidate, in whatever term.
+
+        Asked for every vote and pre-vote. The term says nothing about the promise: an answer to
+        us, or anything else, may have raised it since the leader was heard. Only the leader itself
+        can release us, by telling the candidate to stand.
+        """
+        is_released = isinstance(message, Vote) and message.is_forced
+        return is_released or not self._is_protected()
+
     def _is_up_to_date(self, message: PreVote | Vote) -> bool:
         """Whether the candidate has every entry that we may have helped to commit."""
         return self.log.is_up_to_date(message.last_index, message.last_term)
@@ -119,7 +129,7 @@ class Elections(CoreState):
 
     def _on_pre_vote(self, message: PreVote) -> None:
         is_granted = (
-            message.term >= self.term and not self._is_protected() and self._is_up_to_date(message)
+            message.term >= self.term and self._may_help(message) and self._is_up_to_date(message)
         )
         self._messages.append(
             PreVoteReply(self.id, message.sender, self.term, message.term + 1, is_granted)
@@ -131,7 +141,8 @@ class Elections(CoreState):
             self._tally()
 
     def _on_vote(self, message: Vote) -> None:
-        if self._may_vote(message.sender) and self._is_up_to_date(message):
+        is_free = self._may_vote(message.sender) and self._may_help(message)
+        if is_free and self._is_up_to_date(message):
             self.vote = message.sender
             self._draw_timeout()
             self._promise(VoteReply(self.id, message.sender, self.term, True))

@@ -316,7 +316,7 @@ class Core(Changing):
             case PreVote():
                 return True
             case Vote():
-                if not message.is_forced and self._is_protected():
+                if not self._may_help(message):
                     return False
                 self._become_follower(message.term, NOBODY)
                 return True

@@ -19,8 +19,14 @@ class Reading(Elections):
     """The layer of reads; see the module."""
 
     def _has_lease(self) -> bool:
-        """Whether a majority is known not to help anybody else yet."""
-        if not self._voting_peers and self._is_voter:
+        """Whether a majority is known not to help anybody else yet.
+
+        A leader that gave up its own vote has no lease: the one voter that it leaves may lead as
+        soon as it is restarted, since a lone voter asks nobody and waits for nothing.
+        """
+        if not self._is_voter:
+            return False
+        if not self._voting_peers:
             return True
         return (
             self.config.has_lease_reads
@@ -80,7 +86,18 @@ class Reading(Elections):
             self.log.commit_to(message.commit)
             self._commit_moved()
         if message.round:
-            self._messages.append(HeartbeatReply(self.id, message.sender, self.term, message.round))
+            self._answer_round(HeartbeatReply(self.id, message.sender, self.term, message.round))
+
+    def _answer_round(self, reply: HeartbeatReply) -> None:
+        """Say that we follow: at once, but in a term that a crash cannot take back.
+
+        The answer may make a lease, and a restarted member keeps the promise behind it only if it
+        knows that it has been told of a leader.
+        """
+        if self._durable_term == self.term:
+            self._messages.append(reply)
+        else:
+            self._promise(reply)
 
     def _confirm_rounds(self) -> None:
         """See which round a majority has answered, renew the lease, release reads."""
