@@ -363,6 +363,10 @@ class Storage:
     def _tidy(self) -> None:
         """Finish, at start, what a crash interrupted after a snapshot was durable."""
         self._remove_older_snapshots()
+        # Before another snapshot can come: the gap behind these goes only with this one.
+        void = self._wal.take_void()
+        if void:
+            self._remove(void)
         try:
             self.drop_keys()
         except SwarmError as error:

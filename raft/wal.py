@@ -204,6 +204,19 @@ class Wal:
         del self._segments[: len(older)]
         return [segment.path for segment in older]
 
+    def take_void(self) -> list[Path]:
+        """Forget the segments before a place where the log was begun anew; return their files.
+
+        A crash may have left them: a snapshot that a leader sent made them void.
+        """
+        segments = self._segments
+        places = range(len(segments) - 1, 0, -1)
+        begun_at = next(
+            (at for at in places if segments[at].header.index != segments[at - 1].last_index + 1), 0
+        )
+        void, self._segments = segments[:begun_at], segments[begun_at:]
+        return [segment.path for segment in void]
+
     def take_droppable(self, index: int) -> list[Path]:
         """Forget the segments that hold nothing after `index`; return their files, oldest first.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +21,9 @@ ME = RaftID(7)
 class Home:
     """A directory on a simulated disk."""
 
-    def __init__(self, home):
+    def __init__(self, home, seed=1):
         self.path = home
-        self.files = SimFiles(random.Random(1))
+        self.files = SimFiles(random.Random(seed))
         self.rng = random.Random(2)
         self.keys = KeyRing.create(home, self.rng.randbytes, files=self.files)
 
@@ -155,6 +157,62 @@ def test_installing_may_be_interrupted_anywhere(tmp_path, last):
             assert stored.entries in (None, run(11, 2, 5))
             outcomes.add("new" if stored.entries else "begun")
     assert outcomes == {"old", "new", "begun"}
+
+
+def install(home, storage, index, term, operation):
+    """Install a snapshot and go on behind it; the machine stops at an operation of the step."""
+    writer = save(storage, index, term, [b"%d" % index], is_installed=True)
+    with home.files.stopping_at(operation):
+        write = Write(HardState(term, RaftID(0), index), run(index + 1, 2, term), writer)
+        storage.write([write])
+    return home.files.is_stopped
+
+
+def stop_twice(home, last, first, restart, second, *, is_power_lost):
+    """Stop in an installation, in the start after it, and in the next installation.
+
+    Returns what the last start found, and which of the three were reached.
+    """
+    lose = home.files.lose_power if is_power_lost else home.files.kill_process
+
+    def start():
+        lose()
+        home.keys = KeyRing.open(home.path, rng_bytes=home.rng.randbytes, files=home.files)
+        return home.open()
+
+    storage = home.open()
+    storage.write([Write(HardState(1, ME, 0), run(1, last, 1))])
+    is_first_reached = install(home, storage, 10, 5, first)
+    lose()
+    with home.files.stopping_at(restart):
+        home.open()
+    is_restart_reached = home.files.is_stopped
+    is_second_reached = install(home, start(), 40, 6, second)
+    stored = start().stored
+    # What was found must come back the same at one more start.
+    assert start().stored == stored
+    return stored, (is_first_reached, is_restart_reached, is_second_reached)
+
+
+@pytest.mark.parametrize("is_power_lost", [False, True])
+@pytest.mark.parametrize("last", [3, 10, 30, 60])
+def test_two_installations_may_be_interrupted_anywhere(last, is_power_lost):
+    """Also if each of them is, and the start between: the member starts, with one whole state."""
+    reached = set()
+    rng = random.Random(last)
+    for first, second in itertools.product(range(14), range(14)):
+        restart = rng.choice((-1, rng.randrange(14)))
+        home = Home(Path("/m"), seed=first * 100 + second)
+        stored, stops = stop_twice(home, last, first, restart, second, is_power_lost=is_power_lost)
+        reached.add(stops)
+        at = stored.snapshot.index
+        if at == 0:
+            assert stored.entries == run(1, last, 1)
+        else:
+            term = {10: 5, 40: 6}[at]
+            assert stored.entries in (None, run(at + 1, 2, term))
+            assert stored.hard_state.term >= term
+    assert (True, True, True) in reached
 
 
 def test_every_damaged_byte_is_found(home):
