@@ -1,9 +1,10 @@
 """The leader's certificate authority: who gets a certificate, and what the store keeps of it.
 
-Whatever is issued is in the store before the node gets it, and a certificate that was signed by
-who is no longer the signer when it is written is thrown away and issued anew, since signing
-outside takes its time. On a manager that does not lead, everything is refused by the store, with
-the leader's address.
+Whatever is issued is in the store before the node gets it, and a node is refused only upon what is
+committed, by a manager that is proven to lead, since it may draw its conclusions for good. A
+certificate that was signed by who is no longer the signer when it is written is thrown away and
+issued anew, since signing outside takes its time. On a manager that does not lead, everything is
+refused by the store, with the leader's address.
 
 While the root is being changed, a node's `tls_info` is not what was issued but what the node says
 it has: between the two it is unknown (`None`), unless both have the same issuer. The old root is
@@ -104,7 +105,7 @@ class CertificateAuthority:
             DeniedError: the token is not, or no longer, one of this cluster.
             UnavailableError: an authority outside the cluster did not sign.
         """
-        cluster = await self._cluster()
+        cluster = cluster_of(await self._store.newest())
         role = role_by_token(cluster, token)
         load_csr(csr_pem)
         _check_hostname(hostname)
@@ -156,7 +157,7 @@ class CertificateAuthority:
         """
         if csr_pem.lstrip().startswith(_CERTIFICATE_MARK):
             return b"", await self._confirm(node_id, csr_pem)
-        cluster_of(await self._head())
+        cluster_of(await self._store.newest())
         load_csr(csr_pem)
 
         def write(tx: Transaction, certificate_pem: bytes) -> tuple[bytes, bytes]:
@@ -206,7 +207,7 @@ class CertificateAuthority:
     ) -> R:
         """Sign, and write what was signed, unless role or signer are others by then."""
         for _ in range(_ATTEMPTS_MAX):
-            view = await self._head()
+            view = await self._store.newest()
             cluster, role = cluster_of(view), role_in(view)
             signer = signer_of(cluster)
             certificate_pem = await self._sign(cluster, signer, csr_pem, node_id, role)
@@ -259,14 +260,6 @@ class CertificateAuthority:
             now=self._clock.wall(),
             intermediates_pem=signer.intermediates_pem,
         )
-
-    async def _head(self) -> View:
-        """Return the newest state, as only the leader has it; others are refused by the store."""
-        await self._store.update(lambda _: None)
-        return self._store.head()
-
-    async def _cluster(self) -> Cluster:
-        return cluster_of(await self._head())
 
 
 def role_by_token(cluster: Cluster, token: str) -> NodeRole:

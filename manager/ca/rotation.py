@@ -111,7 +111,7 @@ class RootRotator:
             return False
 
         try:
-            finished = await self._store.update(finish)
+            finished = await self._store.update_without_barrier(finish)
         except SwarmError as error:
             log.warning("root_rotation_not_finished", error=error.message)
             return

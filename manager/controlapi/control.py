@@ -2,7 +2,9 @@
 
 Each operation checks what it can before the transaction and, within it, what depends on the
 present state; what is then written is computed by the pure functions of `services`, `ports` and
-`validation`. Reads see the committed state. Who may call is not decided here.
+`validation`. A refusal that rests on the present state is raised in the transaction only, so that
+it waits until that state is committed (`Store.update`). Reads see the committed state. Who may call
+is not decided here.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ class Control:
 
     async def _prepared(self, version: int, spec: ClusterSpec, new_root: NewRoot) -> NewRoot:
         """Have a new root signed outside where the cluster's own key is there, not here."""
-        cluster = _cluster(self._store.head())
+        cluster = _cluster(await self._store.newest())
         _check_version("cluster", cluster, version)
         wanted = msgspec.structs.replace(cluster, spec=spec)
         if not is_rotation_wanted(wanted, new_root):
@@ -238,23 +240,19 @@ class Control:
             NameConflictError: the name is taken.
             InUseError: a published port is.
             NotImplementedYetError: it asks for what this version cannot do.
-            UnavailableError: an earlier attempt with this ID may still succeed or fail.
         """
         check_service_spec(spec)
         refuse_unsupported(spec)
         new = ServiceID(service_id or new_id(self._rng))
 
-        def change(tx: Transaction) -> bool:
+        def change(tx: Transaction) -> None:
             if service_id and new in tx.services:
-                return False  # an earlier attempt has made it
+                return  # an earlier attempt has made it
             service = plans.created(tx, new, spec, version=tx.version)
             tx.create(service)
             tx.create(plans.spec_version_of(service))
-            return True
 
-        if not await self._store.update(change) and new not in self._store.view().services:
-            # The earlier attempt is on its way, and may fail.
-            raise UnavailableError(f"service {new} is not committed yet")
+        await self._store.update(change)
         return new
 
     async def update_service(
@@ -283,16 +281,15 @@ class Control:
             raise InvalidError(
                 f"unrecognized rollback option {rollback!r}: the only one is previous"
             )
-        if not rollback:
-            self._check_update(references.find_service(self._store.head(), ref), spec)
 
         def change(tx: Transaction) -> None:
             service = references.find_service(tx, ref)
+            if not rollback:
+                self._check_update(service, spec)
             _check_version("service", service, version)
             if rollback:
                 updated = plans.rolled_back(tx, service, now=tx.now)
             else:
-                plans.refuse_identity_change(service.spec, spec)
                 updated = plans.updated(tx, service, spec, version=tx.version)
             tx.update(updated)
             if spec_version_id(updated.id, updated.spec_version) not in tx.spec_versions:

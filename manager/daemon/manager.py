@@ -315,8 +315,7 @@ class Manager:
         if not self.store.term:
             # Before all else: what this manager has not been told of yet may exist.
             raise NotLeaderError(self.leader_node_port())
-        if node_id not in self.store.head().nodes:
-            raise NotFoundError("node", node_id)
+        await self.store.update(lambda tx: _admissible(tx, node_id))
         known = {member.node_id: member.address for member in self.raft.membership.members}
         if known.get(node_id, address) != address:
             await self.raft.change_address(node_id, address)
@@ -409,11 +408,23 @@ async def leave_group(request: Callable[[], Awaitable[object]], seconds_max: flo
         log.warning("group_not_left", reason=error.message)
 
 
-def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:
-    """Write where the manager's API is; return the cluster's unlock key."""
+def _admissible(tx: Transaction, node_id: NodeID) -> Node:
+    """Return the row of a node that may become a manager.
+
+    Within a transaction, so that neither a yes nor a no rests on what is never committed.
+
+    Raises:
+        NotFoundError: there is no such node.
+    """
     node = tx.nodes.get(node_id)
     if node is None:
         raise NotFoundError("node", node_id)
+    return node
+
+
+def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:
+    """Write where the manager's API is; return the cluster's unlock key."""
+    node = _admissible(tx, node_id)
     if node.manager_status is None or node.manager_status.addr != api_address:
         # The leader's own agent, served in process, has no connection whose address is seen.
         host = split_port(api_address, "address")[0]

@@ -116,7 +116,9 @@ class RoleManager:
         try:
             match action:
                 case SetRole(node_id=node_id, role=role):
-                    await self._store.update(lambda tx: _set_role(tx, node_id, role))
+                    await self._store.update_without_barrier(
+                        lambda tx: _set_role(tx, node_id, role)
+                    )
                     log.info("node_role_set", node_id=node_id, role=role.name)
                 case Expel(node_id=node_id):
                     await self._raft.remove(node_id)

@@ -183,11 +183,7 @@ class DispatcherCore:
 
     def _not_leading(self) -> SwarmError:
         """Return the store's own refusal, which names the leader if there is one."""
-        try:
-            _ = self._store.update(lambda _tx: None)
-        except SwarmError as error:
-            return error
-        return UnavailableError("this manager's dispatcher begins anew")
+        return self._store.refusal() or UnavailableError("this manager's dispatcher begins anew")
 
     # --- sessions ---
 

@@ -112,6 +112,24 @@ def check_member(view: View, node_id: NodeID, *, is_leader: bool, is_raft: bool 
         raise RemovedError(node_id)
 
 
+async def _check_membership(store: Store, node_id: NodeID, method: str) -> None:
+    """Refuse a node as `check_member` does; a node takes this for the truth and stops its tasks.
+
+    So it is said only of a state that is proven to be the newest: another manager may lead by now,
+    and have let the node in.
+
+    Raises:
+        RemovedError: it is not in the cluster.
+        UnavailableError: this is not known; another manager has to be asked.
+    """
+    is_raft = method.startswith(_RAFT)
+    view = store.view()
+    # A removal that is on record is committed, and so for ever.
+    check_member(view, node_id, is_leader=False, is_raft=is_raft)
+    if node_id not in view.nodes and store.term and not is_raft:
+        check_member(await store.newest(), node_id, is_leader=True)
+
+
 class _Authorizer(Guard):
     """The interceptor."""
 
@@ -140,13 +158,13 @@ class _Authorizer(Guard):
 
         async def admit(context: Context) -> None:
             try:
-                self._check(context, method)
+                await self._check(context, method)
             except SwarmError as error:
                 await abort(context, error)
 
         return _guarded(handler, admit)
 
-    def _check(self, context: Context, method: str) -> None:
+    async def _check(self, context: Context, method: str) -> None:
         """Raise the reason why this caller may not."""
         caller = "unknown"
         try:
@@ -155,12 +173,7 @@ class _Authorizer(Guard):
             check_role(identity, method, self._cluster_id, self._clock.wall())
             store = self._store()
             if store is not None:
-                check_member(
-                    store.view(),
-                    identity.node_id,
-                    is_leader=store.term > 0,
-                    is_raft=method.startswith(_RAFT),
-                )
+                await _check_membership(store, identity.node_id, method)
         except SwarmError as error:
             if self._throttle.is_due((caller, error.message), self._clock.monotonic()):
                 log.warning("call_refused", peer_id=caller, method=method, reason=error.message)

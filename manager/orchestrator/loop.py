@@ -219,7 +219,7 @@ class Orchestrator:
             self._short[service_id] = None
         for part in split(plan):
             apply = partial(write, plan=part, allocate_ports=self._allocate_ports)
-            if not await self._store.update(apply):
+            if not await self._store.update_without_barrier(apply):
                 log.debug("plan_dropped", service_id=service_id)
                 self._dirty[service_id] = None
                 return
@@ -237,7 +237,7 @@ class Orchestrator:
     async def _prune_specs(self, service_id: ServiceID) -> None:
         """Drop the versions of a spec that neither the service nor a task names."""
         if unused_specs(self._store.head(), service_id):
-            await self._store.update(lambda tx: _delete_specs(tx, service_id))
+            await self._store.update_without_barrier(lambda tx: _delete_specs(tx, service_id))
 
 
 def _log_plan(service_id: ServiceID, plan: ServicePlan) -> None:

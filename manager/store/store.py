@@ -6,6 +6,11 @@ waits in line until the log says that it is durable. If the log refuses one, the
 committed and all behind it in the line fail too, since they were computed on a state that will
 never be.
 
+What a transaction saw may therefore never come true, and a manager that was cut off sees what is no
+longer true. A change is safe all the same: it is durable only upon what it saw. A transaction that
+changes nothing, or refuses, has no entry that would tell; its answer waits in `update` until what
+it saw is committed and this manager is proven to have led (`manager.store.confirming`).
+
 On a manager that does not lead the line is empty, `head` is `committed`, and what the leader's
 store committed is applied as it comes; transactions are refused with the leader's address. When
 leadership is lost the line fails: its transactions are refused, or their outcome is unknown, as the
@@ -27,11 +32,14 @@ import msgspec
 import structlog
 
 from manager.store.applying import apply_entry
+from manager.store.batching import batch
 from manager.store.codec import decode_entry
+from manager.store.confirming import Confirmations, copy_of
 from manager.store.log import ReplicatedLog
-from manager.store.snapshot import Restorer, snapshot_chunks
+from manager.store.saving import Saver
+from manager.store.snapshot import Restorer
 from manager.store.tables import View
-from manager.store.transaction import Transaction
+from manager.store.transaction import TRANSACTION_BYTES_MAX, Transaction
 from manager.store.watch import Change, Watch
 from proto.clock import Clock
 from proto.errors import (
@@ -42,20 +50,10 @@ from proto.errors import (
     SwarmError,
     UnavailableError,
 )
-from proto.objects import ClusterSpec, Object
+from proto.objects import Object
 
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741 -- an item
-
-# Source: swarmkit manager/state/store/memory.go (MaxChangesPerTransaction,
-# MaxTransactionBytes).
-TRANSACTION_CHANGES_MAX = 200
-TRANSACTION_BYTES_MAX = 3 * 512 * 1024
-# How many transactions of one `batch` are on their way at a time.
-BATCH_TRANSACTIONS_MAX = 16
-# A snapshot is also due when the log since the last one has grown to this: restart reads it all.
-SNAPSHOT_LOG_BYTES = 64 * 1024 * 1024
-SNAPSHOT_RETRY_SECONDS = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -69,6 +67,20 @@ class _Proposed(msgspec.Struct):
     result: Any
     caller: asyncio.Future[Any]
     proposal: asyncio.Future[int]
+    # Those whose answer rests on this one; each is told the error, or None.
+    observers: list[asyncio.Future[BaseException | None]] = msgspec.field(default_factory=list)
+
+    def end(self, error: BaseException | None) -> None:
+        """Tell who waits; a caller that was cancelled does not undo the transaction."""
+        if self.caller.done():
+            pass
+        elif error is None:
+            self.caller.set_result(self.result)
+        else:
+            self.caller.set_exception(copy_of(error))
+        for observer in self.observers:
+            if not observer.done():
+                observer.set_result(error)
 
 
 class Store:
@@ -83,9 +95,8 @@ class Store:
         self._applied_index = applied_index
         self._line: deque[_Proposed] = deque()
         self._watches: list[Watch] = []
-        self._bytes_since_snapshot = 0
-        self._snapshot_task: asyncio.Task[None] | None = None
-        self._snapshot_not_before = 0.0
+        self._saver = Saver(log, clock, lambda: (self._committed, self._applied_index))
+        self._confirmations = Confirmations(log)
         self._refusal: UnavailableError | None = None
         # Set when only opening the log anew can tell what is stored; see `_fall_back`.
         self.broken = asyncio.Event()
@@ -110,7 +121,7 @@ class Store:
             if was_enabled:
                 gc.enable()
         store = cls(log, clock, view, applied_index)
-        store._bytes_since_snapshot = byte_count
+        store._saver.grew(byte_count)
         log.attach(store)
         return store
 
@@ -149,8 +160,29 @@ class Store:
         return self._term
 
     def head(self) -> View:
-        """Return the state after everything proposed, which may yet be refused."""
+        """Return the state after everything proposed, which may yet be refused.
+
+        For deciding what to propose next; nothing of it may leave the manager.
+        """
         return self._head
+
+    async def newest(self) -> View:
+        """Return a state that holds everything committed before this call, where this one leads.
+
+        What was in line here is in it as well.
+
+        Raises:
+            NotLeaderError: another manager leads, or leadership was lost meanwhile.
+            UnavailableError: as `update`.
+        """
+        await self.update(lambda _: None)
+        return self._committed
+
+    def refusal(self) -> SwarmError | None:
+        """Return why no transaction is taken here now; None if one is."""
+        if self._refusal is not None:
+            return copy_of(self._refusal)
+        return None if self._term else self._log.refusal()
 
     @property
     def applied_index(self) -> int:
@@ -158,84 +190,110 @@ class Store:
         return self._applied_index
 
     def update(self, fn: Callable[[Transaction], R]) -> asyncio.Future[R]:
-        """Run a transaction on the head, now, and propose it.
+        """Run a transaction on the head, now, and answer when what it says is true for good.
 
         `fn` must be a plain function that neither awaits nor starts another transaction. If it
-        raises, nothing is changed and the error is raised from here.
+        raises, nothing is changed. Answers that leave the manager come from here: a change is
+        committed, and where nothing was changed, or `fn` raised, what it saw is committed and was
+        the newest state at some moment since the call.
 
         Returns:
-            A future of what `fn` returned, resolved when the transaction is committed; at once if
-            it changed nothing. It fails as the log's proposal fails.
+            A future of what `fn` returned; it fails with what `fn` raised, or as follows, and then
+            nothing was done, but for `UnavailableError`, where that is not known.
 
         Raises:
             InvalidError: the transaction is larger than `TRANSACTION_BYTES_MAX`.
             ResourceExhaustedError: the log takes no more at this moment.
-            NotLeaderError: another manager leads; nothing was done.
-            UnavailableError: the store is closed, or cannot tell what became of an earlier entry.
+            NotLeaderError: another manager leads.
+            UnavailableError: the store is closed, or cannot tell what became of an earlier entry,
+                or of this one, or no majority answers.
         """
+        caller: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        refusal = self.refusal()
+        if refusal is not None:
+            caller.set_exception(refusal)
+            return caller
+        try:
+            tx, result, entry = self._run(fn)
+        except SwarmError as error:
+            self._confirm(caller, None, error)
+            return caller
+        if not entry:
+            self._confirm(caller, result, None)
+            return caller
+        try:
+            self._propose(tx, result, entry, caller)
+        except SwarmError as error:
+            caller.set_exception(error)
+        return caller
+
+    def update_without_barrier(self, fn: Callable[[Transaction], R]) -> asyncio.Future[R]:
+        """Run a transaction as `update` does, for a loop of this manager's own.
+
+        It waits for nothing where nothing was changed, and what `fn` raised is raised from here at
+        once; so either may rest on what is never committed. That does no harm to a loop that looks
+        again when its leadership ends, and must not be told to anybody else.
+
+        Raises:
+            SwarmError: as the future of `update`.
+        """
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
+        tx, result, entry = self._run(fn)
+        caller: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        if entry:
+            self._propose(tx, result, entry, caller)
+        else:
+            caller.set_result(result)
+        return caller
+
+    def _run(self, fn: Callable[[Transaction], R]) -> tuple[Transaction, R, bytes]:
+        """Run a transaction; return its entry with it, b"" if it changed nothing."""
         assert not self._is_in_transaction, "a transaction may not start another one"
-        if self._refusal is not None:
-            raise _copy_of(self._refusal)
-        if not self._term:
-            raise self._log.refusal()
         tx = Transaction(self._head, self._clock.wall())
         self._is_in_transaction = True
         try:
             result = fn(tx)
         finally:
             self._is_in_transaction = False
-        caller: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if tx.change_count == 0:
-            caller.set_result(result)
-            return caller
+            return tx, result, b""
         entry = tx.to_entry()
         if len(entry) > TRANSACTION_BYTES_MAX:
             raise InvalidError(
                 f"the change takes {len(entry)} bytes in the log, "
                 f"the limit is {TRANSACTION_BYTES_MAX}; make it smaller"
             )
+        return tx, result, entry
+
+    def _propose(self, tx: Transaction, result: R, entry: bytes, caller: asyncio.Future[R]) -> None:
+        """Put a transaction in line."""
         proposal = self._log.propose(entry)
         self._head = tx.to_view()
         self._line.append(
             _Proposed(self._head, tx.to_changes(), len(entry), result, caller, proposal)
         )
         proposal.add_done_callback(self._on_proposal_done)
-        return caller
+
+    def _confirm(
+        self, caller: asyncio.Future[R], result: R | None, error: SwarmError | None
+    ) -> None:
+        """Answer a transaction without an entry when what it saw is known to be true."""
+        seen: asyncio.Future[BaseException | None] | None = None
+        if self._line:
+            seen = asyncio.get_running_loop().create_future()
+            self._line[-1].observers.append(seen)
+        term = self._term
+
+        def lost() -> SwarmError | None:
+            return None if self._term == term else self.refusal() or NotLeaderError("")
+
+        self._confirmations.begin(caller, result, error, seen=seen, lost=lost)
 
     async def batch(self, items: Iterable[I], apply: Callable[[Transaction, I], object]) -> int:
-        """Apply a function to each item, in as few transactions as the limits allow.
-
-        The changes of one item stay in one transaction. `apply` may be run a second time for an
-        item, on the next transaction, when the first run went over the limit. The loop runs
-        between transactions.
-
-        Returns:
-            How many transactions were committed.
-
-        Raises:
-            SwarmError: what `apply` or the log raised; the transactions before it may have been
-                committed.
-        """
-        iterator = iter(items)
-        held: list[I] = []
-        proposed: deque[asyncio.Future[bool]] = deque()
-        count = 0
-        is_done = False
-        try:
-            while not is_done:
-                before = self._head
-                future = self.update(lambda tx: _fill(tx, iterator, held, apply))
-                proposed.append(future)
-                count += self._head is not before
-                is_done = not held and _is_exhausted(iterator, held)
-                if len(proposed) >= BATCH_TRANSACTIONS_MAX:
-                    await proposed.popleft()
-                await asyncio.sleep(0)
-            while proposed:
-                await proposed.popleft()
-        finally:
-            await asyncio.gather(*proposed, return_exceptions=True)
-        return count
+        """Apply a function to each item in few transactions; see `manager.store.batching`."""
+        return await batch(self, items, apply)
 
     def watch(self, *kinds: type[Object] | str) -> Watch:
         """Watch the committed objects of these types (none: all); enter it with `async with`."""
@@ -272,9 +330,8 @@ class Store:
         while self._line:
             await asyncio.wait([proposed.proposal for proposed in self._line])
             await asyncio.sleep(0)  # the futures' callbacks empty the line
-        if self._snapshot_task is not None:
-            self._snapshot_task.cancel()
-            await asyncio.wait([self._snapshot_task])
+        await self._confirmations.close(copy_of(self._refusal))
+        await self._saver.close()
         for watch in tuple(self._watches):
             watch.close()
 
@@ -289,11 +346,11 @@ class Store:
             if data:
                 self._apply_one(index, data)
         self._applied_index = index
-        self._snapshot_if_due()
+        self._saver.save_if_due()
 
     def _apply_one(self, index: int, data: bytes) -> None:
         assert not self._line, "another leader's entry while this manager leads"
-        self._bytes_since_snapshot += len(data)
+        self._saver.grew(len(data))
         applied = apply_entry(self._committed, decode_entry(data, index))
         if applied is None:
             log.warning("void_entries_skipped", count=1, index=index)
@@ -309,7 +366,7 @@ class Store:
         assert not self._line, "a snapshot of another leader while this manager leads"
         self._committed = self._head = await asyncio.to_thread(_load, chunks)
         self._applied_index = index
-        self._bytes_since_snapshot = 0
+        self._saver.replaced()
         for watch in self._watches:
             watch.resync()
 
@@ -349,8 +406,7 @@ class Store:
             if error is None:
                 # It is in the log, but ran on what is not: it is void.
                 error = NotLeaderError("")
-            if not proposed.caller.done():
-                proposed.caller.set_exception(_copy_of(error))
+            proposed.end(error)
 
     def _tell_role(self) -> None:
         for waiter in self._role_waiters:
@@ -377,16 +433,11 @@ class Store:
         assert index > self._applied_index, "the log committed out of order"
         self._applied_index = index
         self._committed = proposed.view
-        self._bytes_since_snapshot += proposed.byte_count
+        self._saver.grew(proposed.byte_count)
         for watch in self._watches:
             watch.publish(proposed.changes)
-        if not proposed.caller.done():  # a cancelled caller does not undo the transaction
-            proposed.caller.set_result(proposed.result)
-        self._snapshot_if_due()
-
-    def _snapshot_if_due(self) -> None:
-        if self._is_snapshot_due():
-            self._snapshot_task = asyncio.get_running_loop().create_task(self._snapshot())
+        proposed.end(None)
+        self._saver.save_if_due()
 
     def _fall_back(self, first: _Proposed, error: BaseException) -> None:
         """Drop the whole line: what was computed on a refused transaction is void."""
@@ -402,8 +453,7 @@ class Store:
             )
             self.broken.set()
         for proposed in failed:
-            if not proposed.caller.done():
-                proposed.caller.set_exception(_copy_of(error))
+            proposed.end(error)
 
     async def save_snapshot(self) -> None:
         """Save a snapshot that holds everything committed now, durable on return.
@@ -411,35 +461,7 @@ class Store:
         Raises:
             ResourceExhaustedError, UnavailableError: the disk failed; the older snapshot stays.
         """
-        while self._snapshot_task is not None:
-            await asyncio.wait([self._snapshot_task])
-        view, index, byte_count = self._committed, self._applied_index, self._bytes_since_snapshot
-        await self._log.save_snapshot(index, snapshot_chunks(view))
-        self._bytes_since_snapshot -= byte_count
-
-    def _is_snapshot_due(self) -> bool:
-        if self._snapshot_task is not None or self._clock.monotonic() < self._snapshot_not_before:
-            return False
-        specs = [cluster.spec for cluster in self._committed.clusters]
-        interval = (specs[0] if specs else ClusterSpec()).raft_snapshot_interval
-        entry_count = self._applied_index - self._log.snapshot_index
-        return entry_count >= interval or self._bytes_since_snapshot >= SNAPSHOT_LOG_BYTES
-
-    async def _snapshot(self) -> None:
-        """Save the committed state; a failure is logged and tried again later."""
-        view, index, byte_count = self._committed, self._applied_index, self._bytes_since_snapshot
-        start = self._clock.monotonic()
-        try:
-            await self._log.save_snapshot(index, snapshot_chunks(view))
-        except (OSError, SwarmError) as error:
-            self._snapshot_not_before = self._clock.monotonic() + SNAPSHOT_RETRY_SECONDS
-            log.error("state_not_saved", index=index, error=str(error))  # noqa: TRY400 -- one line
-        else:
-            self._bytes_since_snapshot -= byte_count
-            seconds = self._clock.monotonic() - start
-            log.info("state_saved", index=index, version=view.version, seconds=round(seconds, 3))
-        finally:
-            self._snapshot_task = None
+        await self._saver.save()
 
 
 def _restore(replicated_log: ReplicatedLog) -> tuple[View, int, int]:
@@ -472,60 +494,7 @@ def _load(chunks: Iterator[bytes]) -> View:
     return restorer.to_view()
 
 
-def _fill(
-    tx: Transaction,
-    iterator: Iterator[I],
-    held: list[I],
-    apply: Callable[[Transaction, I], object],
-) -> bool:
-    """Apply items to one transaction until it is full; one that does not fit is put in `held`."""
-    for _ in range(TRANSACTION_CHANGES_MAX):
-        if held:
-            item = held.pop()
-        else:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return True
-        savepoint = tx.savepoint() if tx.change_count else None
-        apply(tx, item)
-        is_over = tx.change_count > TRANSACTION_CHANGES_MAX or tx.byte_count > _BATCH_BYTES_MAX
-        if is_over and savepoint is not None:
-            tx.roll_back(savepoint)
-            held.append(item)
-        if is_over or tx.change_count == TRANSACTION_CHANGES_MAX:
-            return False
-    return False
-
-
-# Leaves room for the entry's own header.
-_BATCH_BYTES_MAX = TRANSACTION_BYTES_MAX - 1024
-
-
-def _is_exhausted(iterator: Iterator[I], held: list[I]) -> bool:
-    """Tell whether no item is left; the one that it had to take to know is put in `held`."""
-    for item in iterator:
-        held.append(item)
-        return False
-    return True
-
-
 def _error_of(proposal: asyncio.Future[int]) -> BaseException | None:
     if proposal.cancelled():
         return UnavailableError("the log gave up the proposal")
     return proposal.exception()
-
-
-def _copy_of(error: BaseException) -> BaseException:
-    """Make an exception of its own for each caller: a shared one would collect all tracebacks."""
-    match error:
-        case NotLeaderError(leader_address=address):
-            return NotLeaderError(address)
-        case ResourceExhaustedError(message=message):
-            return ResourceExhaustedError(message)
-        case UnavailableError(message=message):
-            return UnavailableError(message)
-        case _:
-            failure = UnavailableError(f"the change could not be stored: {error}")
-            failure.__cause__ = error
-            return failure

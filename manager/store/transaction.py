@@ -21,6 +21,10 @@ T = TypeVar("T", bound=Object)
 
 _Key = tuple[int, str]
 
+# Source: swarmkit manager/state/store/memory.go (MaxChangesPerTransaction, MaxTransactionBytes).
+TRANSACTION_CHANGES_MAX = 200
+TRANSACTION_BYTES_MAX = 3 * 512 * 1024
+
 
 class Savepoint(msgspec.Struct, frozen=True):
     """A state of a transaction that it can go back to."""

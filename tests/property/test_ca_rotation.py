@@ -89,6 +89,10 @@ class MemoryLog:
         """Lead."""
         listener.lead(1)
 
+    async def read_barrier(self) -> int:
+        """Answer at once: there is nobody else."""
+        return 0
+
 
 class Member:
     """A node that obeys: what it holds, and what is on its way to it."""

@@ -45,6 +45,10 @@ class MemoryLog:
         """Lead."""
         listener.lead(1)
 
+    async def read_barrier(self) -> int:
+        """Answer at once: there is nobody else."""
+        return 0
+
 
 @pytest.fixture
 def tools():

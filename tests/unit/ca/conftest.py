@@ -67,6 +67,10 @@ class MemoryLog:
         if self.is_leader:
             listener.lead(1)
 
+    async def read_barrier(self) -> int:
+        """Answer at once: there is nobody else."""
+        return 0
+
     def refusal(self):
         """Name the leader."""
         return NotLeaderError("10.0.0.1:2378")

@@ -68,6 +68,10 @@ class MemoryLog:
         """Lead from the start."""
         listener.lead(1)
 
+    async def read_barrier(self) -> int:
+        """Answer at once: there is nobody else."""
+        return 0
+
     async def save_snapshot(self, index: int, chunks: AsyncIterator[bytes]) -> None:
         """Take no snapshot."""
 

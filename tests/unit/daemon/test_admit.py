@@ -5,14 +5,19 @@ from types import SimpleNamespace
 import pytest
 
 from manager.daemon.manager import Manager
-from manager.store.tables import View
+from manager.store import Transaction, View
 from proto.errors import NotFoundError, NotLeaderError
 
 
 def manager(term):
     """Give a manager that knows no node, as far as `admit` looks at it before anything is done."""
+
+    async def update(fn):
+        return fn(Transaction(View.empty(), 0.0))
+
     return SimpleNamespace(
-        store=SimpleNamespace(term=term, head=View.empty),
+        # No `head`: what it says must not be answered.
+        store=SimpleNamespace(term=term, update=update),
         leader_node_port=lambda: "10.0.0.9:2378",
     )
 

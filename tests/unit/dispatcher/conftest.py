@@ -99,6 +99,10 @@ class Log:
         self.listener = listener
         listener.lead(1)
 
+    async def read_barrier(self) -> int:
+        """Answer at once: there is nobody else."""
+        return 0
+
     def refusal(self):
         """Say who leads."""
         from proto.errors import NotLeaderError  # noqa: PLC0415 -- only here

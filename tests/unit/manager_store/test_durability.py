@@ -48,8 +48,8 @@ async def test_what_was_acknowledged_is_there_after_a_crash(
         first = store.view().tasks.get(f"t{attempt * 100:04}")
         await store.update(lambda tx, task=first: tx.update(replace(task, slot=7)))
         await store.update(lambda tx, n=attempt: tx.delete(Task, f"t{n * 100 + 1:04}"))
-        while store._snapshot_task is not None:
-            await asyncio.wait([store._snapshot_task])
+        while store._saver._task is not None:
+            await asyncio.wait([store._saver._task])
         assert log.snapshot_index >= attempt * 15
         expected, version = rows_of(store), store.view().version
         after_crash = tmp_path / str(attempt)

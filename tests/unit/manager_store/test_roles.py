@@ -78,7 +78,7 @@ async def test_a_follower_refuses_with_the_leaders_address(clock: Any, make_serv
     store = Store.open(log, clock)
     assert store.applied_index == 2
     with pytest.raises(NotLeaderError, match="leader:1"):
-        store.update(lambda tx: tx.create(make_service("s1")))
+        await store.update(lambda tx: tx.create(make_service("s1")))
     assert (log.entries, store.term) == ([], 0)
 
 
@@ -141,7 +141,7 @@ async def test_lost_leadership_ends_the_line_as_the_log_says(
     assert not store.broken.is_set()
     await asyncio.sleep(0)
     with pytest.raises(NotLeaderError):
-        store.update(lambda tx: tx.create(make_service("s9")))
+        await store.update(lambda tx: tx.create(make_service("s9")))
 
 
 async def test_leadership_regained_builds_on_what_was_applied_meanwhile(
@@ -226,4 +226,4 @@ async def test_a_broken_log_stops_the_store(led: tuple[Store, Log], make_service
         await lost
     assert store.broken.is_set()
     with pytest.raises(UnavailableError, match="a bug"):
-        store.update(lambda tx: tx.create(make_service("s2")))
+        await store.update(lambda tx: tx.create(make_service("s2")))

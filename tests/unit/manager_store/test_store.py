@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from manager.store import Store, Transaction
-from manager.store import store as store_module
+from manager.store import TRANSACTION_BYTES_MAX, Store, Transaction, saving
+from manager.store.snapshot import snapshot_chunks
 from proto.errors import (
     ConflictError,
     CorruptError,
@@ -50,7 +50,7 @@ async def test_update_stamps_and_needs_the_version_that_was_read(
     assert (second.version, second.created_at) == (2, first.created_at)
     assert second.updated_at == first.created_at + 5
     with pytest.raises(SequenceConflictError, match="update out of sequence") as caught:
-        store.update(lambda tx: tx.update(change))
+        await store.update(lambda tx: tx.update(change))
     assert (caught.value.given, caught.value.stored) == (1, 2)
     assert store.head() is store.view()
 
@@ -59,11 +59,11 @@ async def test_ids_and_names_are_unique(store: Store, make_service: Any):
     """A second object with the ID, or a service with the name in any case, is refused."""
     await store.update(lambda tx: tx.create(make_service("s1", "web")))
     with pytest.raises(ConflictError, match="service s1 already exists"):
-        store.update(lambda tx: tx.create(make_service("s1", "other")))
+        await store.update(lambda tx: tx.create(make_service("s1", "other")))
     with pytest.raises(NameConflictError, match="name conflicts with an existing object"):
-        store.update(lambda tx: tx.create(make_service("s2", "Web")))
+        await store.update(lambda tx: tx.create(make_service("s2", "Web")))
     with pytest.raises(NotFoundError, match="service s9 not found"):
-        store.update(lambda tx: tx.delete(Service, "s9"))
+        await store.update(lambda tx: tx.delete(Service, "s9"))
     assert len(store.head().services) == 1
 
 
@@ -75,7 +75,7 @@ async def test_an_error_in_the_function_leaves_no_trace(store: Store, make_servi
         raise NotFoundError("node", "n1")
 
     with pytest.raises(NotFoundError):
-        store.update(fail)
+        await store.update(fail)
     assert store.head().version == 0
     assert "s1" not in store.head().services
 
@@ -92,9 +92,7 @@ async def test_a_transaction_without_a_change_writes_no_entry(
         tx.delete("services", "s2")
         return len(tx.services)
 
-    future = store.update(idle)
-    assert future.done()
-    assert future.result() == 1
+    assert await store.update(idle) == 1
     assert len(log.entries) == 1
     assert store.view().services.get("s1").version == 1
 
@@ -159,7 +157,7 @@ async def test_an_unknown_outcome_stops_the_store(manual_log: Any, clock: Any, m
         await future
     assert len(store.head().services) == 0
     with pytest.raises(UnavailableError, match="until it is restarted"):
-        store.update(lambda tx: tx.create(make_service("s2")))
+        await store.update(lambda tx: tx.create(make_service("s2")))
     assert len(store.view().services) == 0
 
 
@@ -167,7 +165,7 @@ async def test_a_log_that_takes_no_more_changes_nothing(store: Store, log: Any, 
     """An error of `propose` is raised from the call, and the head stays."""
     log.proposal_error = ResourceExhaustedError("too many bytes are in flight")
     with pytest.raises(ResourceExhaustedError):
-        store.update(lambda tx: tx.create(make_service("s1")))
+        await store.update(lambda tx: tx.create(make_service("s1")))
     log.proposal_error = None
     assert store.head().version == 0
     await store.update(lambda tx: tx.create(make_service("s1")))
@@ -196,10 +194,10 @@ async def test_nested_transactions_are_a_bug(store: Store):
 
 async def test_an_oversized_transaction_is_refused(store: Store, make_service: Any):
     """More than 1.5 MiB in one entry is the caller's error, with the figures."""
-    labels = {"a": "x" * store_module.TRANSACTION_BYTES_MAX}
+    labels = {"a": "x" * TRANSACTION_BYTES_MAX}
     big = replace(make_service("s1"), spec=ServiceSpec(name="s1", labels=labels))
     with pytest.raises(InvalidError, match="the limit is 1572864"):
-        store.update(lambda tx: tx.create(big))
+        await store.update(lambda tx: tx.create(big))
     assert store.head().version == 0
 
 
@@ -207,11 +205,11 @@ async def test_what_could_not_be_read_back_is_not_written(store: Store, make_tas
     """A field of the wrong type or a number beyond 64 bits is refused before the log."""
     for wrong in ({"slot": "one"}, {"slot": 2**70}, {"node_id": "\ud800"}):
         with pytest.raises(InvalidError, match="task t1 cannot be stored"):
-            store.update(lambda tx, wrong=wrong: tx.create(replace(make_task("t1"), **wrong)))
+            await store.update(lambda tx, wrong=wrong: tx.create(replace(make_task("t1"), **wrong)))
     spec = ServiceSpec(name="s", labels={"a": "b"})
     wrong_spec = replace(spec, task=replace(spec.task, networks=[]))
     with pytest.raises(InvalidError, match="read back changed"):
-        store.update(lambda tx: tx.create(Service(id="s1", spec=wrong_spec)))
+        await store.update(lambda tx: tx.create(Service(id="s1", spec=wrong_spec)))
 
 
 async def test_restart_restores_snapshot_and_entries(
@@ -236,7 +234,7 @@ async def test_restart_restores_snapshot_and_entries(
 
 def snapshot_of(store: Store):
     """Encode the committed state."""
-    return store_module.snapshot_chunks(store.view())
+    return snapshot_chunks(store.view())
 
 
 def assert_equal(one: Store, other: Store) -> None:
@@ -274,7 +272,7 @@ async def test_a_large_log_makes_a_snapshot_too(
     store: Store, log: Any, make_service: Any, monkeypatch: pytest.MonkeyPatch
 ):
     """Bytes since the last snapshot count as well as entries."""
-    monkeypatch.setattr(store_module, "SNAPSHOT_LOG_BYTES", 500)
+    monkeypatch.setattr(saving, "SNAPSHOT_LOG_BYTES", 500)
     for i in range(20):
         await store.update(lambda tx, i=i: tx.create(make_service(f"s{i}")))
         for _ in range(50):
@@ -299,7 +297,7 @@ async def test_a_failed_snapshot_is_tried_again_later(
     log.snapshot_error = None
     await add("s2")
     assert log.snapshot_count == 0
-    clock.now += store_module.SNAPSHOT_RETRY_SECONDS + 1
+    clock.now += saving.SNAPSHOT_RETRY_SECONDS + 1
     await add("s3")
     assert log.snapshot_count == 1
 
@@ -324,7 +322,7 @@ async def test_batch_splits_by_bytes_and_keeps_an_items_changes_together(
             tx.create(replace(make_service(f"s{i}{half}"), spec=spec))
 
     assert await store.batch(range(3), add) == 2
-    assert max(len(entry.data) for entry in log.entries) <= store_module.TRANSACTION_BYTES_MAX
+    assert max(len(entry.data) for entry in log.entries) <= TRANSACTION_BYTES_MAX
     versions: dict[int, set[str]] = {}
     for service in store.view().services:
         versions.setdefault(service.version, set()).add(service.id[:2])
@@ -364,7 +362,7 @@ async def test_close_waits_for_what_was_proposed(manual_log: Any, clock: Any, ma
         assert future.done()
         assert [events async for events in watch] == []
     with pytest.raises(UnavailableError, match="closed"):
-        store.update(lambda tx: tx.create(make_service("s2")))
+        await store.update(lambda tx: tx.create(make_service("s2")))
 
 
 async def test_a_fault_of_the_log_is_told_as_unavailable(

@@ -1,10 +1,14 @@
 """Who may call what, and that every kind of handler is guarded."""
 
+import contextlib
+from types import SimpleNamespace
+
 import grpc
 import pytest
 
 from manager.nodeport.authorize import (
     AUTHORIZED,
+    _check_membership,
     _guarded,
     authorizing_interceptor,
     check_member,
@@ -13,7 +17,13 @@ from manager.nodeport.authorize import (
 from manager.nodeport.peer import host_of
 from manager.store.tables import View
 from manager.store.transaction import Transaction
-from proto.errors import DeniedError, InvariantViolationError, NotImplementedYetError
+from proto.errors import (
+    DeniedError,
+    InvariantViolationError,
+    NotImplementedYetError,
+    NotLeaderError,
+    RemovedError,
+)
 from proto.objects import Cluster, Node, RemovedNode
 from proto.v1 import ca_pb2, dispatcher_pb2, logs_pb2, managers_pb2, raft_pb2
 from raft.transport.identity import MANAGER_ROLE, WORKER_ROLE, Identity
@@ -81,6 +91,36 @@ def test_membership(view, is_leader, is_raft):
             check_member(view, "stranger", is_leader=is_leader, is_raft=is_raft)
     else:
         check_member(view, "stranger", is_leader=is_leader, is_raft=is_raft)
+
+
+@pytest.mark.parametrize(
+    ("newest", "expected"),
+    [
+        ("joined", None),
+        ("same", RemovedError),
+        ("unknown", NotLeaderError),
+    ],
+)
+async def test_a_node_is_told_that_it_is_removed_only_by_who_is_proven_to_lead(
+    view, newest, expected
+):
+    """A leader that was cut off has not been told of a node that joined with the next one."""
+    joined = Transaction(view, 2.0)
+    joined.create(Node(id="new"))
+
+    async def read():
+        if newest == "unknown":
+            raise NotLeaderError("b:1")
+        return joined.to_view() if newest == "joined" else view
+
+    store = SimpleNamespace(view=lambda: view, term=3, newest=read)
+    with pytest.raises(expected) if expected else contextlib.nullcontext():
+        await _check_membership(store, "new", "/swarm.v1.Dispatcher/Session")
+    await _check_membership(store, "new", "/swarm.v1.Raft/Messages")
+    store.term = 0
+    await _check_membership(store, "new", "/swarm.v1.Dispatcher/Session")
+    with pytest.raises(RemovedError, match="removed was removed from"):
+        await _check_membership(store, "removed", "/swarm.v1.Dispatcher/Session")
 
 
 def test_a_server_with_an_rpc_that_is_not_in_the_table_does_not_start():
