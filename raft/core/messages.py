@@ -122,22 +122,24 @@ class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False)
 
 
 class ReadRequest(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
-    """A follower wants an index that makes a read linearizable."""
+    """A follower wants an index that makes a read linearizable; `life` is its present one."""
 
     sender: RaftID
     to: RaftID
     term: int
     context: int
+    life: int
 
 
 class ReadReply(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
-    """The index for the read."""
+    """The index for the read, to the life that asked."""
 
     sender: RaftID
     to: RaftID
     term: int
     context: int
     index: int
+    life: int
 
 
 Message = (

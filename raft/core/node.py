@@ -37,7 +37,7 @@ from raft.core.messages import (
     VoteReply,
 )
 from raft.core.ready import Ready
-from raft.core.state import Mark
+from raft.core.state import Asked, Mark
 from raft.core.values import (
     NOBODY,
     Accepted,
@@ -69,7 +69,7 @@ class Core(Changing):
 
         Args:
             config: the settings.
-            rng: draws the election time-outs.
+            rng: draws the election time-outs, and what tells this life from former ones.
             hard_state: the stored one.
             snapshot: the newest stored one.
             entries: all stored entries; they may begin before the snapshot ends.
@@ -151,15 +151,16 @@ class Core(Changing):
         """Ask for an index that makes a read linearizable; the answer is in a later `Ready`.
 
         On a follower the leader is asked; a lost message leaves it unanswered, so the caller
-        repeats it, with the same context or another.
+        repeats it, with the same context or another. Contexts need to differ within one life of
+        the member only: an answer to a former life is dropped.
 
         Returns:
             Whether there is anybody to ask.
         """
         if self.role is Role.LEADER:
-            self._read(context, NOBODY)
+            self._read(Asked(context, NOBODY, self._life))
         elif self.leader != NOBODY:
-            self._messages.append(ReadRequest(self.id, self.leader, self.term, context))
+            self._messages.append(ReadRequest(self.id, self.leader, self.term, context, self._life))
         else:
             return False
         return True

@@ -12,7 +12,8 @@ from __future__ import annotations
 from raft.core.elections import Elections
 from raft.core.messages import Heartbeat, HeartbeatReply, ReadReply, ReadRequest
 from raft.core.quorum import reached_by_majority
-from raft.core.values import NOBODY, RaftID, ReadState, Role
+from raft.core.state import Asked
+from raft.core.values import NOBODY, ReadState, Role
 
 
 class Reading(Elections):
@@ -34,32 +35,34 @@ class Reading(Elections):
             and not self._has_handed_over
         )
 
-    def _read(self, context: int, origin: RaftID) -> None:
-        """As the leader, take up a read of our own (`NOBODY`) or of a follower."""
+    def _read(self, read: Asked) -> None:
+        """As the leader, take up a read of our own or of a follower."""
         if len(self._reads_waiting) + len(self._reads_early) >= self.config.reads_waiting_max:
             # A follower's question stays without an answer, and is repeated.
-            if origin == NOBODY:
-                self._reads_failed.append(context)
+            if read.origin == NOBODY:
+                self._reads_failed.append(read.context)
         elif self.log.commit < self._term_start:
             # Until then, what former leaders committed may not be known here.
-            self._reads_early.append((context, origin))
+            self._reads_early.append(read)
         elif self._has_lease():
-            self._release(context, origin, self.log.commit)
+            self._release(read, self.log.commit)
         else:
-            self._reads_waiting.append((self._round + 1, self.log.commit, context, origin))
+            self._reads_waiting.append((self._round + 1, self.log.commit, read))
             self._is_dirty = True
 
-    def _release(self, context: int, origin: RaftID, index: int) -> None:
-        if origin == NOBODY:
-            self._reads_done.append(ReadState(context, index))
+    def _release(self, read: Asked, index: int) -> None:
+        if read.origin == NOBODY:
+            self._reads_done.append(ReadState(read.context, index))
         else:
-            self._messages.append(ReadReply(self.id, origin, self.term, context, index))
+            self._messages.append(
+                ReadReply(self.id, read.origin, self.term, read.context, index, read.life)
+            )
 
     def _read_early(self) -> None:
         """The term's first entry is committed: take up the reads that waited for it."""
         early, self._reads_early = self._reads_early, []
-        for context, origin in early:
-            self._read(context, origin)
+        for read in early:
+            self._read(read)
 
     def _start_round_for_reads(self) -> None:
         """Begin a round unless one is unanswered: reads that come meanwhile share the next."""
@@ -116,15 +119,16 @@ class Reading(Elections):
             self._lease_until = max(self._lease_until, sent + self.config.lease_ticks)
         waiting = self._reads_waiting
         while waiting and waiting[0][0] <= confirmed:
-            _, index, context, origin = waiting.popleft()
-            self._release(context, origin, index)
+            _, index, read = waiting.popleft()
+            self._release(read, index)
         if waiting:
             self._is_dirty = True
 
     def _on_read_request(self, message: ReadRequest) -> None:
         # A member that does not lead stays silent: the one who asked repeats the question.
         if self.role is Role.LEADER and message.sender in self._peers:
-            self._read(message.context, message.sender)
+            self._read(Asked(message.context, message.sender, message.life))
 
     def _on_read_reply(self, message: ReadReply) -> None:
-        self._reads_done.append(ReadState(message.context, message.index))
+        if message.life == self._life:
+            self._reads_done.append(ReadState(message.context, message.index))

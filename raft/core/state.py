@@ -12,12 +12,15 @@ import random
 from collections import deque
 from typing import ClassVar
 
+import msgspec
+
 from proto.errors import InvariantViolationError
 from raft.core.config import Config
 from raft.core.log import Log
 from raft.core.messages import Message, TimeoutNow
 from raft.core.progress import Progress
 from raft.core.values import (
+    LIFE_BITS,
     NO_OP,
     NOBODY,
     Entries,
@@ -29,6 +32,14 @@ from raft.core.values import (
 )
 
 _BOOTSTRAP_TERM = 1
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A read that waits for its index: whose (`NOBODY` for our own), in which of its lives."""
+
+    context: int
+    origin: RaftID
+    life: int
 
 
 class Mark:
@@ -96,8 +107,7 @@ class CoreState:
         self._install: Snapshot | None = None
         # Elections. A promise to a leader does not survive a restart in memory, so a restarted
         # member keeps the one that it may have made.
-        self._elapsed = 0
-        self._timeout = 0
+        self._elapsed = self._timeout = 0
         self._votes: dict[RaftID, bool] = {}
         self._promised_until = config.election_ticks if self.term > _BOOTSTRAP_TERM else 0
         self._is_forced = False
@@ -114,8 +124,8 @@ class CoreState:
         self._transferee = NOBODY
         self._transfer_clock = 0
         self._has_handed_over = False
-        self._reads_waiting: deque[tuple[int, int, int, RaftID]] = deque()
-        self._reads_early: list[tuple[int, RaftID]] = []
+        self._reads_waiting: deque[tuple[int, int, Asked]] = deque()
+        self._reads_early: list[Asked] = []
         # Membership: recomputed whenever the log's newest one is another object.
         self._membership = self.log.membership
         self._voters: tuple[RaftID, ...] = ()
@@ -126,6 +136,9 @@ class CoreState:
         self._removed = frozenset(self.log.membership_before.removed)
         self._commit_moved()
         self._draw_timeout()
+        # Contexts of reads are the caller's, and it may count them from the same number in every
+        # life; an answer that was under way, or kept for us, while we were away must not fit.
+        self._life = rng.getrandbits(LIFE_BITS)
 
     @property
     def is_leader(self) -> bool:
@@ -184,9 +197,8 @@ class CoreState:
         self._transferee = NOBODY
         self._lease_until = 0
         self._round_clocks.clear()
-        local = [context for _, _, context, origin in self._reads_waiting if origin == NOBODY]
-        early = [context for context, origin in self._reads_early if origin == NOBODY]
-        self._reads_failed += local + early
+        asked = [read for _, _, read in self._reads_waiting] + self._reads_early
+        self._reads_failed += [read.context for read in asked if read.origin == NOBODY]
         self._reads_waiting.clear()
         self._reads_early.clear()
 

@@ -17,6 +17,9 @@ RaftID = NewType("RaftID", int)
 NOBODY = RaftID(0)
 """Stands for "no leader" and "no vote"; no member has it."""
 
+LIFE_BITS = 62
+"""A life is drawn from so many bits at a member's start: none has had it before."""
+
 NO_OP = b""
 """The entry with which a leader opens its term; users cannot propose it."""
 

@@ -21,6 +21,7 @@ from raft import format as layout
 from raft.core import NOBODY, Core, Entries, RaftID, Refused, Snapshot
 from raft.core.log import Log
 from raft.core.messages import AppendReply, Heartbeat, Message, PreVote, Vote, VoteReply
+from raft.core.state import Asked
 from raft.core.values import Role
 from raft.sim.filedisk import FileDisk
 
@@ -164,9 +165,9 @@ class ReadBeforeOwnCommit(Core):
     """Serves reads before it has committed anything in its term."""
 
     @override
-    def _read(self, context: int, origin: RaftID) -> None:
+    def _read(self, read: Asked) -> None:
         term_start, self._term_start = self._term_start, 0
-        super()._read(context, origin)
+        super()._read(read)
         self._term_start = term_start
 
 

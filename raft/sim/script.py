@@ -23,6 +23,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from typing_extensions import override
+
 from raft.core import (
     AddLearner,
     Change,
@@ -69,6 +71,16 @@ class ExpectationError(AssertionError):
     """A line `expect` that does not hold."""
 
 
+class _Draws(random.Random):
+    """Draws time-outs by a seed; what a life draws is its number in the script."""
+
+    life = 0
+
+    @override
+    def getrandbits(self, k: int, /) -> int:
+        return self.life
+
+
 class Machine:
     """One member of a script."""
 
@@ -91,6 +103,7 @@ class Script:
         self._under_way: list[Message] = []
         self._cut: set[tuple[int, int]] = set()
         self._lines: list[str] = []
+        self._lives = 0
 
     def run(self, command: str) -> list[str]:
         """Carry out one line."""
@@ -142,9 +155,11 @@ class Script:
     def _start(self, number: int) -> None:
         member = self._members[number]
         disk = member.disk
+        draws = _Draws(number)
+        draws.life = self._lives = self._lives + 1
         member.core = Core(
             member.config,
-            random.Random(number),  # noqa: S311 -- a script repeats
+            draws,
             hard_state=disk.hard_state,
             snapshot=disk.snapshot,
             entries=disk.entries(),

@@ -161,8 +161,11 @@ class Stream:
 
     def _end(self, reason: str) -> None:
         was_up, self.is_up = self.is_up, False
-        self._is_away = True
-        self.stats.dropped += self._outbox.clip()
+        if not self._wants_redial:
+            self._is_away = True
+            # What waits when a connection breaks is answers and news to a peer that may be no
+            # more: its next life has asked for none of that.
+            self.stats.dropped += self._outbox.clear() if was_up else self._outbox.clip()
         self._on_change(self, False)
         node_id = self._target.node_id
         if self._wants_redial:

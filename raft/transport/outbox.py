@@ -80,6 +80,13 @@ class Outbox:
             dropped += 1
         return dropped
 
+    def clear(self) -> int:
+        """Forget everything: it was for a peer that may be no more; return how many."""
+        dropped = len(self._messages)
+        self._messages.clear()
+        self._bytes = 0
+        return dropped
+
     def check(self) -> None:
         """Assert the invariants."""
         assert len(self._messages) <= self._messages_max

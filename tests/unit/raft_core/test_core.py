@@ -357,7 +357,7 @@ def test_removed_members_and_strangers_do_not_depose(group):
     leader = cores.elect(1)
     leader.step(VoteReply(RaftID(8), RaftID(1), 99, False))
     leader.step(Vote(RaftID(8), RaftID(1), 99, 99, 99, False))
-    leader.step(ReadRequest(RaftID(8), RaftID(1), 99, 1))
+    leader.step(ReadRequest(RaftID(8), RaftID(1), 99, 1, 1))
     assert (leader.is_leader, leader.term) == (True, 2)
 
 

@@ -34,8 +34,8 @@ RAISING = [
     VoteReply(THREE, TWO, 3, False),
     AppendReply(THREE, TWO, 3, 0, True),
     HeartbeatReply(THREE, TWO, 3, 1),
-    ReadRequest(THREE, TWO, 3, 1),
-    ReadReply(THREE, TWO, 3, 1, 1),
+    ReadRequest(THREE, TWO, 3, 1, 7),
+    ReadReply(THREE, TWO, 3, 1, 1, 7),
 ]
 MEMBERSHIP = Membership(tuple(Member(number, is_voter=True) for number in (ONE, TWO, THREE)))
 

@@ -71,6 +71,16 @@ def test_while_the_peer_is_away_only_new_control_messages_are_kept():
     assert drain(entries) == []
 
 
+@pytest.mark.parametrize("lane", Lane)
+def test_nothing_outlives_a_broken_connection(lane):
+    """What waited for it answers a life of the peer that may be over."""
+    outbox = Outbox(lane, SMALL)
+    outbox.put([b"1", b"2", b"3"])
+    assert outbox.clear() == 3
+    outbox.check()
+    assert (len(outbox), outbox.size, drain(outbox)) == (0, 0, [])
+
+
 @given(
     st.sampled_from(Lane),
     st.lists(st.one_of(st.none(), st.lists(st.binary(max_size=10), max_size=6)), max_size=30),
