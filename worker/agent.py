@@ -308,7 +308,7 @@ class Agent:
 
         Before anything is made anew: its volumes would have the same owner.
         """
-        self.volumes.sweep()
+        await asyncio.to_thread(self.volumes.sweep)
         for volume in self.volumes.all():
             if volume.owner == NOBODY or volume.owner in existing:
                 continue

@@ -87,10 +87,10 @@ class PlannedMount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumePath(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a requested volume is; `is_empty` decides whether the image's content is copied."""
+    """Where a requested volume is, and the directory that is kept beside it, out of sight."""
 
     path: str
-    is_empty: bool = False
+    record: str
 
 
 # --- names and templates --------------------------------------------------------------------
@@ -392,7 +392,7 @@ def container_mount(planned: PlannedMount, volume: VolumePath | None) -> Contain
             target=mount.target,
             source=volume.path,
             read_only=mount.read_only,
-            copy_up=is_copied and volume.is_empty,
+            fill_record=volume.record if is_copied else "",
         )
     if mount.type == "tmpfs":
         return ContainerMount(

@@ -2,32 +2,39 @@
 
     <state>/volumes/<name>/_data         what containers see
     <state>/volumes/<name>/volume.json   labels, options, owner; written last
+    <state>/volumes/<name>/filling       a mark: its first content is not complete (worker.files)
 
 Only the `local` driver exists. Its options `type=none,o=bind,device=/path` make the volume another
 name of a directory of the host, as in Docker; other file systems would need a mount in the host's
 namespace, which this program never makes, and are refused. A directory without `volume.json` is the
-rest of an interrupted creation or removal: it is completed by the next creation, or swept away.
+rest of an interrupted creation: it is completed by the next creation, or swept away. A volume that
+is removed gets another name, `.gone-…`, before its content is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from proto.errors import ConflictError, InvalidError, NotFoundError, RuntimeFailedError
 from proto.ids import ContainerID
 from worker.container import VolumePath, VolumeRequest
+from worker.files import tree
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 NOBODY = ContainerID("")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _RECORD = "volume.json"
-_DATA = "_data"
+DATA = "_data"
+# No volume's name begins with a dot.
+_DELETING = ".gone-"
 _NAME_LENGTH_MAX = 255
 
 
@@ -88,7 +95,7 @@ class VolumeStore:
             return existing
         volume = Volume(
             name=name,
-            mountpoint=str(self._root / name / _DATA),
+            mountpoint=str(self._root / name / DATA),
             labels=labels or {},
             options=options or {},
             created_at=now,
@@ -114,13 +121,7 @@ class VolumeStore:
         path = self.path_of(volume)
         if request.subpath:
             path = _subpath(path, request.subpath, volume.name)
-        try:
-            is_empty = path.is_dir() and not any(path.iterdir())
-        except OSError as error:
-            raise RuntimeFailedError(
-                f"volume {volume.name}: cannot read {path}: {error}"
-            ) from error
-        return VolumePath(path=str(path), is_empty=is_empty)
+        return VolumePath(path=str(path), record=str(self._root / volume.name))
 
     def path_of(self, volume: Volume) -> Path:
         """Return the directory that containers see."""
@@ -130,7 +131,8 @@ class VolumeStore:
         """Return all volumes, sorted by name."""
         if not self._root.is_dir():
             return []
-        found = (self._read(entry.name) for entry in sorted(self._root.iterdir()))
+        names = (entry.name for entry in sorted(self._root.iterdir()))
+        found = (self._read(name) for name in names if _NAME.fullmatch(name))
         return [volume for volume in found if volume is not None]
 
     def inspect(self, name: str) -> Volume:
@@ -149,15 +151,42 @@ class VolumeStore:
 
         Raises:
             NotFoundError: there is none of this name.
-            RuntimeFailedError: the disk refuses; it may be called again.
+            RuntimeFailedError: the disk refuses.
+        """
+        self.delete(self.set_aside(name))
+
+    def set_aside(self, name: str) -> Path:
+        """Take a volume away in one step, its content for `delete`; return where that is now.
+
+        Quick. Whoever asks for the name from now on makes another volume, so that nobody writes
+        into what is being deleted.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            RuntimeFailedError: the disk refuses, and the volume is as it was.
         """
         self.inspect(name)
+        aside = self._root / f"{_DELETING}{secrets.token_hex(8)}"
         try:
-            # Content first: as long as the record is there, the removal can be repeated.
-            _remove_tree(self._root / name / _DATA)
-            _remove_tree(self._root / name)
+            (self._root / name).rename(aside)
         except OSError as error:
             raise RuntimeFailedError(f"cannot remove volume {name}: {error}") from error
+        return aside
+
+    def delete(self, aside: Path) -> None:
+        """Delete the content of a volume that was set aside. Blocks.
+
+        Raises:
+            RuntimeFailedError: the disk refuses; `sweep` tries again.
+        """
+        try:
+            tree.remove(aside)
+        except OSError as error:
+            message = (
+                f"the content of a removed volume, {aside}, cannot be deleted: {error.strerror}; "
+                "it is tried again when the daemon starts"
+            )
+            raise RuntimeFailedError(message) from error
 
     def owned_by(self, owner: ContainerID) -> list[Volume]:
         """Return the anonymous volumes of a container, sorted by name."""
@@ -170,17 +199,26 @@ class VolumeStore:
             self.remove(volume.name)
 
     def sweep(self) -> None:
-        """Remove what interrupted creations and removals left: it has no record and no content."""
+        """Remove what interrupted creations and removals left. Blocks.
+
+        What cannot be removed is logged and stays: no daemon fails to start for it.
+        """
         if not self._root.is_dir():
             return
         for directory in self._root.iterdir():
+            if directory.name.startswith(_DELETING):
+                try:
+                    self.delete(directory)
+                except RuntimeFailedError as error:
+                    log.warning("volume_rest_not_removed", error=error.message)
+                continue
             if (directory / _RECORD).exists():
                 continue
             # Whatever has content, lost its record in another way and is not ours to delete.
             with contextlib.suppress(OSError):
                 (directory / (_RECORD + ".new")).unlink(missing_ok=True)
-                if (directory / _DATA).exists():
-                    (directory / _DATA).rmdir()
+                if (directory / DATA).exists():
+                    (directory / DATA).rmdir()
                 directory.rmdir()
 
     def _read(self, name: str) -> Volume | None:
@@ -198,22 +236,12 @@ class VolumeStore:
         try:
             self._root.mkdir(mode=0o701, parents=True, exist_ok=True)
             directory.mkdir(mode=0o701, exist_ok=True)
-            (directory / _DATA).mkdir(mode=0o755, exist_ok=True)
+            (directory / DATA).mkdir(mode=0o755, exist_ok=True)
             partial = directory / (_RECORD + ".new")
             partial.write_bytes(msgspec.json.encode(volume))
             partial.replace(directory / _RECORD)
         except OSError as error:
             raise RuntimeFailedError(f"cannot make volume {volume.name}: {error}") from error
-
-
-def directory_bytes(path: str) -> int:
-    """Add up the blocks of all files below a directory; what goes meanwhile counts as nothing."""
-    total = 0
-    for root, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(root, name)).st_blocks * 512  # noqa: PTH118 -- a hot path
-    return total
 
 
 def _check_options(name: str, options: Mapping[str, str]) -> None:
@@ -243,9 +271,3 @@ def _subpath(path: Path, subpath: str, name: str) -> Path:
     if not resolved.exists():
         raise InvalidError(f'volume {name}: subpath "{subpath}" does not exist in it')
     return resolved
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a directory that may be gone already."""
-    if os.path.lexists(path):
-        shutil.rmtree(path)

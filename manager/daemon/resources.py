@@ -13,9 +13,10 @@ from proto.errors import SwarmError
 from proto.ids import ContainerID, ImageID, TaskID
 from proto.logs import LogOptions, LogRecord
 from worker.agent import Agent
+from worker.files.tree import size_bytes
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
-from worker.volumes import VolumeStore, directory_bytes
+from worker.volumes import VolumeStore
 
 TASK_POLL_SECONDS = 0.1
 TASK_POLLS_MAX = 50
@@ -61,7 +62,7 @@ class Resources:
     def container_bytes(self) -> Mapping[ContainerID, int]:
         """Measure the containers' own layers."""
         return {
-            ContainerID(directory.name): directory_bytes(str(directory / "upper"))
+            ContainerID(directory.name): size_bytes(str(directory / "upper"))
             for directory in self._config.containers_dir.glob("[!.]*")
         }
 

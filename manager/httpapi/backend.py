@@ -9,6 +9,7 @@ client shows. Protocols are structural: `manager.controlapi.Control` and
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -352,8 +353,11 @@ class Volumes(Protocol):
     ) -> Volume:
         """Return the volume, made if it does not exist."""
 
-    def remove(self, name: str) -> None:
-        """Delete a volume and its content; blocks."""
+    def set_aside(self, name: str) -> Path:
+        """Take a volume away in one quick step, its content for `delete`."""
+
+    def delete(self, aside: Path) -> None:
+        """Delete the content of a volume that was set aside; blocks."""
 
 
 class Backend(Protocol):

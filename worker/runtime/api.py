@@ -34,8 +34,9 @@ class ContainerMount(Value, frozen=True):
     create_source: bool = False
     tmpfs_size_bytes: int = 0
     tmpfs_mode: int = 0o1777
-    # A new volume: copy what the image has at `target` into the empty `source` first.
-    copy_up: bool = False
+    # A volume to be filled, while it is empty, with what the image has at `target`: the directory
+    # that keeps the mark of that; "" fills nothing.
+    fill_record: str = ""
 
 
 class ContainerLimits(Value, frozen=True):

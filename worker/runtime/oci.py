@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -115,6 +116,7 @@ class OciRuntime:
         self._watches = Watches()
         self._removing: set[ContainerID] = set()
         self._filters = FilterCache(binaries.name)
+        self._volume_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
         # Called after each step with its name; tests stop the world there.
         self.after_step: Callable[[str], None] = _nothing
@@ -154,7 +156,8 @@ class OciRuntime:
             after_step=self.after_step,
         )
         try:
-            await self._blocking(preparation.run)
+            async with self._filling(config):
+                await self._blocking(preparation.run)
             async with asyncio.timeout(CREATE_SECONDS_MAX):
                 pid = await conmon.create(self._binaries, config, directory)
             self.after_step("created")
@@ -169,6 +172,23 @@ class OciRuntime:
         preparation.learn()
         self._rotator.add(config.id, directory, config.log)
         log.debug("container_created", container_id=config.id, pid=pid)
+
+    @contextlib.asynccontextmanager
+    async def _filling(self, config: ContainerConfig) -> AsyncIterator[None]:
+        """Keep others away from the volumes that the container may be the first to fill.
+
+        Whoever comes second waits here, holding no thread, and finds what the first has made.
+        Always in one order, so that no two wait for each other.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            filled = {mount.source for mount in config.mounts if mount.fill_record}
+            # Two volumes may be names of one directory.
+            for directory in sorted({os.path.realpath(source) for source in filled}):
+                lock = self._volume_locks.get(directory)
+                if lock is None:
+                    lock = self._volume_locks[directory] = asyncio.Lock()
+                await stack.enter_async_context(lock)
+            yield
 
     async def _undo(self, container_id: ContainerID) -> None:
         """Remove a failed attempt; the failure itself is what the caller must hear of."""

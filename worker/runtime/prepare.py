@@ -67,8 +67,8 @@ class Preparation:
             identity = identify(self._config, root_fd)
             rootfs.ensure_directory(root_fd, self._config.working_dir)
             for mount in self._config.mounts:
-                if mount.copy_up:
-                    rootfs.copy_up(root_fd, mount, self._config.id)
+                if mount.fill_record:
+                    rootfs.fill_volume(root_fd, mount, self._after_step)
         self._after_step("content")
         self._write_files()
         self._after_step("files")

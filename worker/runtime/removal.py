@@ -64,10 +64,6 @@ def destroy(
     after_step("state removed")
     rootfs.unmount(directory.path)
     after_step("unmounted")
-    config = directory.config()
-    for mount in config.mounts if config else ():
-        if mount.copy_up:
-            delete(rootfs.copy_up_staging(mount, container_id))
     delete(directory.deleting)
     # Deleting takes many steps, of which the first may take the config: it is no container now.
     with contextlib.suppress(FileNotFoundError):

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from proto.errors import RuntimeFailedError
+from worker.files import filling
 from worker.runtime import syscalls
 from worker.runtime.api import ContainerMount
 
@@ -165,56 +164,32 @@ def _make_directory(root_fd: int, parent: str, name: str) -> None:
         os.close(descriptor)
 
 
-def copy_up_staging(mount: ContainerMount, container_id: str) -> Path:
-    """Return where a volume's first content is gathered: beside the volume's directory."""
-    source = Path(mount.source)
-    return source.parent / f".copy-up-{source.name}-{container_id[:12]}"
-
-
-def copy_up(root_fd: int, mount: ContainerMount, container_id: str) -> None:
+def fill_volume(root_fd: int, mount: ContainerMount, after_step: Callable[[str], None]) -> None:
     """Give an empty volume what the image has at its target, owners and modes included.
 
-    The copy is gathered beside the volume and renamed over it, so that a crash never leaves a
-    volume that is half filled and no longer empty.
-
     Raises:
-        RuntimeFailedError: the copy fails.
+        RuntimeFailedError: the copy fails; the next container of the volume goes on with it.
     """
-    source = Path(mount.source)
-    staging = copy_up_staging(mount, container_id)
-    if staging.exists():
-        shutil.rmtree(staging)
-    with os.scandir(source) as entries:
-        if next(entries, None) is not None:
-            return
-    try:
-        content = syscalls.open_in_root(root_fd, mount.target, os.O_PATH | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    try:
-        # A volume that is a mount of its own cannot be replaced: it is filled directly.
-        target = source if source.is_mount() else staging
-        target.mkdir(mode=0o700, exist_ok=True)
-        _copy_tree(f"/proc/self/fd/{content}/.", target, content, mount)
-        if target is staging:
-            staging.rename(source)
-    finally:
-        os.close(content)
-        shutil.rmtree(staging, ignore_errors=True)
+    assert mount.fill_record
+    with contextlib.ExitStack() as stack:
+        content = _content_of(root_fd, mount.target)
+        if content is not None:
+            stack.callback(os.close, content)
+        try:
+            volume = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, volume)
+            filling.fill(content, volume, Path(mount.fill_record), after_step)
+        except OSError as error:
+            raise RuntimeFailedError(
+                f"the image's content of {mount.target} cannot be copied to the volume at"
+                f" {mount.source}: {error.strerror or error}"
+            ) from error
 
 
-def _copy_tree(content: str, target: Path, descriptor: int, mount: ContainerMount) -> None:
-    finished = subprocess.run(
-        ["cp", "-a", "--reflink=auto", "--", content, str(target)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=(descriptor,),
-        check=False,
-    )
-    if finished.returncode != 0:
-        reason = finished.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeFailedError(
-            f"the image's content of {mount.target} cannot be copied to the volume at"
-            f" {mount.source}: {''.join(reason)}"
-        )
+def _content_of(root_fd: int, target: str) -> int | None:
+    try:
+        return syscalls.open_in_root(root_fd, target, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return None
+        raise

@@ -17,7 +17,7 @@ from manager.httpapi.requests import CLOCK, STREAMS, backend_of, json_response
 from manager.httpapi.routes.tasks import container_summaries
 from manager.httpapi.timestamps import nanoseconds
 from proto.ids import ContainerID
-from worker.volumes import directory_bytes
+from worker.files import tree
 
 
 async def ping(request: web.Request) -> web.StreamResponse:
@@ -89,7 +89,7 @@ def _volumes_usage(backend: Backend, in_use: Mapping[str, Sequence[ContainerID]]
     return [
         volume_usage_to_json(
             volume,
-            size_bytes=directory_bytes(volume.mountpoint),
+            size_bytes=tree.size_bytes(volume.mountpoint),
             users=len(in_use.get(volume.name, ())),
         )
         for volume in backend.volumes.all()

@@ -19,7 +19,8 @@ from manager.httpapi.filters import (
 from manager.httpapi.requests import CLOCK, backend_of, flag, json_body, json_response
 from manager.httpapi.versions import negotiated
 from proto.errors import InUseError, InvalidError, NotFoundError, NotImplementedYetError
-from worker.volumes import directory_bytes
+from worker.files import tree
+from worker.volumes import DATA
 
 # From this version on a prune takes anonymous volumes only, unless asked for all.
 _PRUNES_ANONYMOUS = (1, 42)
@@ -81,7 +82,9 @@ async def remove(request: web.Request) -> web.StreamResponse:
     users = backend.volumes_in_use().get(name, ())
     if users:
         raise InUseError(f"remove {name}: volume is in use - [{', '.join(users)}]")
-    await asyncio.to_thread(backend.volumes.remove, name)
+    # In one breath with the look at who uses it: nobody can ask for the volume in between.
+    aside = backend.volumes.set_aside(name)
+    await asyncio.to_thread(backend.volumes.delete, aside)
     return web.Response(status=204)
 
 
@@ -98,10 +101,10 @@ async def prune(request: web.Request) -> web.StreamResponse:
         # Asked each time: a task may have begun while the one before was deleted.
         if volume.name in backend.volumes_in_use() or not (takes_all or is_anonymous(volume)):
             continue
-        size = 0 if volume.options.get("device") else directory_bytes(volume.mountpoint)
-        await asyncio.to_thread(backend.volumes.remove, volume.name)
+        aside = backend.volumes.set_aside(volume.name)
         removed.append(volume.name)
-        freed_bytes += size
+        freed_bytes += await asyncio.to_thread(tree.size_bytes, str(aside / DATA))
+        await asyncio.to_thread(backend.volumes.delete, aside)
     return json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": freed_bytes})
 
 

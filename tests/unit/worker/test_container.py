@@ -233,12 +233,11 @@ def test_mounts_are_planned(assigned: Make) -> None:
         assert len(anonymous.volume.name) == 64
     assert scratch.volume.name != image_volume.volume.name
     assert planned == planned_mounts(one, image, Templates(one, NODE))
-    empty = VolumePath(path="/v", is_empty=True)
-    assert container_mount(named, empty).copy_up is False
-    assert container_mount(scratch, empty) == ContainerMount(
-        type="bind", source="/v", target="/scratch", copy_up=True
+    volume = VolumePath(path="/v", record="/r")
+    assert container_mount(named, volume).fill_record == ""
+    assert container_mount(scratch, volume) == ContainerMount(
+        type="bind", source="/v", target="/scratch", fill_record="/r"
     )
-    assert container_mount(scratch, VolumePath(path="/v")).copy_up is False
     assert container_mount(srv, None).read_only
     assert container_mount(tmp, None).tmpfs_size_bytes == 4096
 

@@ -25,10 +25,9 @@ def test_volume_is_made_once_and_kept(store: VolumeStore, tmp_path: Path) -> Non
     request = VolumeRequest(name="data", labels={"a": "b"})
     first = store.resolve(request, C1, 5.0)
     assert first.path == str(tmp_path / "volumes" / "data" / "_data")
-    assert first.is_empty
+    assert first.record == str(tmp_path / "volumes" / "data")
     (Path(first.path) / "file").write_text("x")
-    again = store.resolve(VolumeRequest(name="data"), C2, 9.0)
-    assert (again.path, again.is_empty) == (first.path, False)
+    assert store.resolve(VolumeRequest(name="data"), C2, 9.0) == first
     (volume,) = store.all()
     assert (volume.labels, volume.created_at, volume.owner) == ({"a": "b"}, 5.0, "")
 
@@ -51,14 +50,30 @@ def test_interrupted_creation_is_completed(store: VolumeStore, tmp_path: Path) -
     assert store.create("data", now=1.0).name == "data"
 
 
-def test_interrupted_removal_can_be_repeated(store: VolumeStore) -> None:
-    """A volume whose content went, but not its record, can be removed again."""
+def test_a_volume_without_its_content_can_be_removed(store: VolumeStore) -> None:
+    """A volume whose content went, but not its record, can be removed."""
     volume = store.create("data", now=1.0)
     Path(volume.mountpoint).rmdir()
     store.remove("data")
     assert store.all() == []
     with pytest.raises(NotFoundError, match="data"):
         store.remove("data")
+
+
+def test_a_removal_takes_the_name_at_once(store: VolumeStore, tmp_path: Path) -> None:
+    """While the content of a removed volume is deleted, a new one of its name is another.
+
+    What is written to that one stays; and what a killed daemon left to delete is swept away.
+    """
+    old = Path(store.create("data", now=1.0).mountpoint)
+    (old / "file").write_text("old")
+    aside = store.set_aside("data")
+    assert store.all() == []
+    (Path(store.create("data", now=2.0).mountpoint) / "file").write_text("new")
+    store.sweep()
+    store.delete(aside)
+    assert [entry.name for entry in (tmp_path / "volumes").iterdir()] == ["data"]
+    assert (old / "file").read_text() == "new"
 
 
 @pytest.mark.parametrize("name", ["a", "../x", "a/b", "-a", "x" * 300])

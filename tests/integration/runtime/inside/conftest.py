@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from proto.ids import ContainerID
+from proto.logs import LogOptions
 from worker.runtime.api import ContainerConfig, LogConfig
 from worker.runtime.conmon import Binaries
 from worker.runtime.oci import OciRuntime
@@ -183,8 +184,6 @@ def run(runtime: OciRuntime) -> Callable[[ContainerConfig], object]:
     """Runs a container to its end and returns its exit code and output."""
 
     async def go(config: ContainerConfig) -> tuple[int, str]:
-        from proto.logs import LogOptions  # noqa: PLC0415 -- used here alone
-
         await runtime.create(config)
         await runtime.start(config.id)
         async with asyncio.timeout(20):
@@ -194,3 +193,16 @@ def run(runtime: OciRuntime) -> Callable[[ContainerConfig], object]:
         return ended.exit_code, b"".join(lines).decode()
 
     return go
+
+
+@pytest.fixture
+def until_said(runtime: OciRuntime) -> Callable[[ContainerID, str], object]:
+    """Waits until a container has written a text."""
+
+    async def wait(container_id: ContainerID, text: str) -> None:
+        async with asyncio.timeout(20):
+            async for record in runtime.logs(container_id, LogOptions(follow=True)):
+                if text.encode() in record.data:
+                    return
+
+    return wait

@@ -154,16 +154,62 @@ async def test_mounts(run, config, tmp_path):
 
 async def test_first_content_of_a_volume(run, config, tmp_path):
     """A new volume gets the image's files, owners and mode; a used one is left as it is."""
-    volume = tmp_path / "volume"
+    volume, record = tmp_path / "volume", tmp_path / "record"
     volume.mkdir()
-    mount = ContainerMount(type="bind", target="/data", source=str(volume), copy_up=True)
+    record.mkdir()
+    mount = ContainerMount(type="bind", target="/data", source=str(volume), fill_record=str(record))
     _, output = await run(config("cat /data/first; echo changed > /data/first", mounts=(mount,)))
     assert output == "from the image"
     status = (volume / "first").stat()
     assert (status.st_uid, stat.S_IMODE(volume.stat().st_mode)) == (1000, 0o750)
     _, output = await run(config("cat /data/first", mounts=(mount,)))
     assert output == "changed\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["swarm", "volume"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["record", "swarm", "volume"]
+    assert list(record.iterdir()) == []
+
+
+async def test_nothing_written_to_a_volume_is_lost(runtime, config, until_said, tmp_path):
+    """A container empties its volume, then others start with it: both see the same directory."""
+    volume, record = tmp_path / "volume", tmp_path / "record"
+    volume.mkdir()
+    record.mkdir()
+    mount = ContainerMount(type="bind", target="/data", source=str(volume), fill_record=str(record))
+    first = config(
+        "cd /data; rm -r first; echo emptied; while ! test -e /data/go; do sleep 0.05; done;"
+        " echo late > /data/late; echo written; sleep 60",
+        mounts=(mount,),
+    )
+    await runtime.create(first)
+    await runtime.start(first.id)
+    await until_said(first.id, "emptied")
+    second = config("touch /data/go; sleep 60", mounts=(mount,))
+    await runtime.create(second)
+    await runtime.start(second.id)
+    await until_said(first.id, "written")
+    assert (volume / "late").read_text() == "late\n"
+    assert (volume / "first").read_text() == "from the image"
+
+
+async def test_many_containers_fill_one_volume_once(runtime, config, until_said, tmp_path):
+    """Twelve begin at once with a new volume: none is refused, and what each writes is there."""
+    volume, record = tmp_path / "volume", tmp_path / "record"
+    volume.mkdir()
+    record.mkdir()
+    mount = ContainerMount(type="bind", target="/data", source=str(volume), fill_record=str(record))
+    wanted = [
+        config(f"echo {n} > /data/mine-{n}; cat /data/first; echo; sleep 60", mounts=(mount,))
+        for n in range(12)
+    ]
+
+    async def go(one) -> None:
+        await runtime.create(one)
+        await runtime.start(one.id)
+        await until_said(one.id, "from the image")
+
+    await asyncio.gather(*(go(one) for one in wanted))
+    for n in range(12):
+        assert (volume / f"mine-{n}").read_text() == f"{n}\n"
+    assert list(record.iterdir()) == []
 
 
 async def test_read_only_root(run, config):

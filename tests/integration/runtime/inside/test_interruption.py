@@ -53,11 +53,16 @@ def die(place, binaries, cgroup_parent):
 @pytest.fixture
 def wanted(config, tmp_path):
     """A container with all that a creation can make."""
-    volume = tmp_path / "volume"
+    volume, record = tmp_path / "volume", tmp_path / "record"
     volume.mkdir()
+    record.mkdir()
     return config(
         "cat /data/first; sleep 60",
-        mounts=(ContainerMount(type="bind", target="/data", source=str(volume), copy_up=True),),
+        mounts=(
+            ContainerMount(
+                type="bind", target="/data", source=str(volume), fill_record=str(record)
+            ),
+        ),
         working_dir="/made",
     )
 

@@ -1,0 +1,1 @@
+"""Files of which somebody else may be the author: see README.md."""
