@@ -308,7 +308,9 @@ class Agent:
 
         Before anything is made anew: its volumes would have the same owner.
         """
-        await asyncio.to_thread(self.volumes.sweep)
+        if self.volumes.has_rests():
+            # Deleting files may take long.
+            await asyncio.to_thread(self.volumes.sweep)
         for volume in self.volumes.all():
             if volume.owner == NOBODY or volume.owner in existing:
                 continue

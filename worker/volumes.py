@@ -198,15 +198,20 @@ class VolumeStore:
         for volume in self.owned_by(owner):
             self.remove(volume.name)
 
+    def has_rests(self) -> bool:
+        """Whether there is anything for `sweep`."""
+        return any(not (rest / _RECORD).exists() or _is_rest(rest) for rest in self._directories())
+
+    def _directories(self) -> list[Path]:
+        return list(self._root.iterdir()) if self._root.is_dir() else []
+
     def sweep(self) -> None:
         """Remove what interrupted creations and removals left. Blocks.
 
         What cannot be removed is logged and stays: no daemon fails to start for it.
         """
-        if not self._root.is_dir():
-            return
-        for directory in self._root.iterdir():
-            if directory.name.startswith(_DELETING):
+        for directory in self._directories():
+            if _is_rest(directory):
                 try:
                     self.delete(directory)
                 except RuntimeFailedError as error:
@@ -242,6 +247,11 @@ class VolumeStore:
             partial.replace(directory / _RECORD)
         except OSError as error:
             raise RuntimeFailedError(f"cannot make volume {volume.name}: {error}") from error
+
+
+def _is_rest(directory: Path) -> bool:
+    """Whether a directory is what is left of a volume that was removed."""
+    return directory.name.startswith(_DELETING)
 
 
 def _check_options(name: str, options: Mapping[str, str]) -> None:
