@@ -24,9 +24,10 @@ from manager.ca.chain import check_chain
 from manager.ca.external import sign_externally
 from manager.ca.issue import Signer, issue_certificate, load_csr, role_name, signer_of, tls_info_of
 from manager.ca.tokens import is_same_token, parse_join_token, root_digest
+from manager.nodeport.claims import checked_hostname, node_address
 from manager.store import Store, Transaction, View
 from proto.clock import Clock
-from proto.errors import ConflictError, DeniedError, InvalidError, UnavailableError
+from proto.errors import ConflictError, DeniedError, UnavailableError
 from proto.ids import ClusterID, NodeID, new_id
 from proto.objects import (
     NANOSECONDS,
@@ -47,7 +48,6 @@ R = TypeVar("R")
 
 # How often a certificate is signed anew because the signer changed meanwhile.
 _ATTEMPTS_MAX = 5
-_HOSTNAME_CHARACTERS_MAX = 253
 _CERTIFICATE_MARK = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -108,7 +108,7 @@ class CertificateAuthority:
         cluster = cluster_of(await self._store.newest())
         role = role_by_token(cluster, token)
         load_csr(csr_pem)
-        _check_hostname(hostname)
+        checked_hostname(hostname)
         node_id = NodeID(new_id(self._rng))
 
         def write(tx: Transaction, certificate_pem: bytes) -> Joined:
@@ -121,7 +121,7 @@ class CertificateAuthority:
                     id=node_id,
                     spec=NodeSpec(role=role, availability=availability),
                     description=NodeDescription(hostname=hostname),
-                    status=NodeStatus(state=NodeState.UNKNOWN, addr=_host(address)),
+                    status=NodeStatus(state=NodeState.UNKNOWN, addr=node_address(address, "")),
                     role=role,
                     tls_info=tls_info_of(certificate_pem, roots_pem),
                     certificate_until=read_identity(certificate_pem).valid_until,
@@ -315,21 +315,6 @@ def _has_same_issuer(first: TLSInfo | None, second: TLSInfo | None) -> bool:
         (first.issuer_subject, first.issuer_public_key)
         == (second.issuer_subject, second.issuer_public_key)
     )
-
-
-def _host(address: str) -> str:
-    """Return an address without its port, if it has one."""
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address if address.count(":") > 1 else address.partition(":")[0]
-
-
-def _check_hostname(hostname: str) -> None:
-    if len(hostname) > _HOSTNAME_CHARACTERS_MAX or not hostname.isprintable():
-        raise InvalidError(
-            f"the hostname of a node has at most {_HOSTNAME_CHARACTERS_MAX} characters, all of "
-            "them printable"
-        )
 
 
 __all__ = ["CertificateAuthority", "Joined", "cluster_of", "role_by_token"]

@@ -18,6 +18,7 @@ from manager.logbroker.asker import Asker
 from manager.logbroker.collector import Collector
 from manager.logbroker.service import LogsService
 from manager.nodeport.authorize import authorizing_interceptor
+from manager.nodeport.claims import checked_port_address
 from manager.nodeport.errors import abort
 from manager.nodeport.peer import identity_of
 from manager.nodeport.remotes import Remotes
@@ -64,7 +65,11 @@ class ManagersService(managers_pb2_grpc.ManagersServicer):
     async def _join(
         self, node_id: NodeID, request: managers_pb2.ManagerJoinRequest
     ) -> managers_pb2.ManagerJoinReply:
-        admission = await self._manager.admit(node_id, request.address, request.api_address)
+        admission = await self._manager.admit(
+            node_id,
+            checked_port_address(request.address, "the address of the node port"),
+            checked_port_address(request.api_address, "the address of the API port"),
+        )
         return managers_pb2.ManagerJoinReply(
             member_id=admission.member_id,
             members=[
@@ -140,7 +145,7 @@ async def open_transport(
     )
     logs = LogsService(collector, manager.dispatcher.wishes, manager.leader_node_port)
     dispatcher = DispatcherService(manager.dispatcher, manager.leader_node_port)
-    authority = CAService(manager.authority)
+    authority = CAService(manager.authority, clock)
     managers = ManagersService(manager)
     await transport.start(
         listen_address,

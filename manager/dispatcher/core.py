@@ -22,12 +22,14 @@ import structlog
 
 from manager.dispatcher.assignments import flush_at, touched_nodes
 from manager.dispatcher.deaths import Deaths
-from manager.dispatcher.descriptions import check_size, redescription, registration
+from manager.dispatcher.descriptions import accepted, redescription, registration
 from manager.dispatcher.liveness import Beat, RegistrationLimit, spread_seconds
 from manager.dispatcher.session import OpenSession, Session
-from manager.dispatcher.statuses import Ignored, write_status
+from manager.dispatcher.statuses import Ignored, IgnoredStatuses, write_status
 from manager.dispatcher.wishes import LogWishes
 from manager.dispatcher.writer import Writer
+from manager.nodeport.allowance import Allowance, Rate
+from manager.nodeport.claims import checked_instance
 from manager.nodeport.remotes import ManagerPeer
 from manager.nodeport.streams import until_first
 from manager.store.store import Store
@@ -71,6 +73,13 @@ long enough that nodes take the manager for dead, and come again.
 """
 
 UPDATES_MAX = 10_000
+"""Statuses in one report."""
+
+STATUSES_RATE = Rate(burst=2 * UPDATES_MAX, per_second=1_000)
+"""What a node may have written of its tasks. A hundred tasks that begin at once write 500."""
+
+DESCRIPTIONS_RATE = Rate(burst=5, per_second=0.5)
+"""How often a node may change what it says of itself; it does so when its labels change."""
 
 
 class _Surroundings(msgspec.Struct, frozen=True):
@@ -112,6 +121,9 @@ class DispatcherCore:
         self._is_unheard = is_unheard
         self._writer = Writer(store)
         self._limit = RegistrationLimit()
+        self._statuses = Allowance(STATUSES_RATE)
+        self._descriptions = Allowance(DESCRIPTIONS_RATE)
+        self._ignored = IgnoredStatuses()
         self._sessions: dict[NodeID, OpenSession] = {}
         self._wishes = LogWishes(store.view, self._session_of)
         self._arriving: dict[NodeID, int] = {}
@@ -221,7 +233,8 @@ class DispatcherCore:
                 f"node {node_id} registers too often; it is let in again in a few seconds"
             )
         self._refuse_duplicate(node_id, instance)
-        check_size(node_id, description)
+        description = accepted(node_id, description)
+        checked_instance(instance)
         term = self._term
         self._arriving[node_id] = self._arriving.get(node_id, 0) + 1
         try:
@@ -285,7 +298,8 @@ class DispatcherCore:
             SwarmError: the session has ended, or the change could not be stored.
         """
         session.check_open()
-        check_size(session.node_id, description)
+        description = accepted(session.node_id, description)
+        await self._wait_for_turn(self._descriptions, session, 1)
         await self._writer.put([redescription(session.node_id, description)])
 
     async def update_statuses(self, session: OpenSession, updates: Sequence[StatusUpdate]) -> None:
@@ -299,15 +313,32 @@ class DispatcherCore:
             raise InvalidError(f"a report has at most {UPDATES_MAX} statuses")
         if not session.is_local:
             self._deaths.heard(session.node_id)
+        await self._wait_for_turn(self._statuses, session, len(updates))
         writes = [_status(session.node_id, update) for update in updates]
-        for ignored in await self._writer.put(writes):
-            if ignored is not None:
-                log.warning(
-                    "status_ignored",
-                    task_id=ignored.task_id,
-                    node_id=session.node_id,
-                    reason=ignored.reason,
-                )
+        results = await self._writer.put(writes)
+        ignored = self._ignored.note(session.node_id, results, self._clock.monotonic())
+        if ignored is not None:
+            log.warning(
+                "statuses_ignored",
+                node_id=session.node_id,
+                count=ignored.count,
+                task_id=ignored.first.task_id,
+                reason=ignored.first.reason,
+            )
+
+    async def _wait_for_turn(self, allowance: Allowance, session: OpenSession, count: int) -> None:
+        """Let a node that writes more than nodes do wait, so that others are not held up by it.
+
+        Raises:
+            SwarmError: the session ended meanwhile.
+        """
+        if session.is_local:
+            return
+        while seconds := allowance.take(session.node_id, self._clock.monotonic(), count):
+            # It is this manager that does not read on: no heartbeat can come meanwhile.
+            self._deaths.heard(session.node_id)
+            await asyncio.sleep(min(seconds, LOOK_SECONDS))
+            session.check_open()
 
     def end(self, session: OpenSession, *, is_goodbye: bool = False) -> None:
         """A session is over. The node is not down yet, unless it said goodbye."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from manager.nodeport.claims import checked_description
 from manager.store.transaction import Transaction
 from proto.errors import InvalidError, RemovedError
 from proto.ids import NodeID
@@ -14,16 +15,17 @@ from proto.objects import Node, NodeDescription, NodeState, NodeStatus
 DESCRIPTION_BYTES_MAX = 64 * 1024
 
 
-def check_size(node_id: NodeID, description: NodeDescription) -> None:
-    """Refuse a description that would swell every copy of the cluster's state.
+def accepted(node_id: NodeID, description: NodeDescription) -> NodeDescription:
+    """Return a description as it may be stored: checked, and of a size that every copy can bear.
 
     Raises:
-        InvalidError: it is too large.
+        InvalidError: it is too large, or one of its numbers is out of range.
     """
     if len(msgspec.msgpack.encode(description)) > DESCRIPTION_BYTES_MAX:
         raise InvalidError(
             f"the description of node {node_id} takes more than {DESCRIPTION_BYTES_MAX} bytes"
         )
+    return checked_description(description)
 
 
 def registration(

@@ -1,20 +1,23 @@
 """What a node's report may change. Pure.
 
 A report never moves a task backwards, a report from a node that the task is not assigned to is
-ignored, and texts are bounded, since they go into the log.
+ignored, and what is stored of one was checked by `nodeport/claims`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
+from manager.nodeport.claims import checked_status
 from manager.store.transaction import Transaction
 from proto.assignments import StatusUpdate
+from proto.errors import InvalidError
 from proto.ids import NodeID, TaskID
 from proto.objects import TaskStatus
 from proto.states import Actor, TaskState, is_transition
-
-TEXT_CHARACTERS_MAX = 4_096
+from raft.transport.throttle import KEYS_MAX, Throttle
 
 
 class Ignored(msgspec.Struct, frozen=True):
@@ -22,6 +25,41 @@ class Ignored(msgspec.Struct, frozen=True):
 
     task_id: TaskID
     reason: str
+
+
+class IgnoredBurst(msgspec.Struct, frozen=True):
+    """Reports of one node that changed nothing, since the last that was told of: one line."""
+
+    count: int
+    first: Ignored
+
+
+class IgnoredStatuses:
+    """Makes one line of many ignored reports: a node may send thousands a second."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._throttle = Throttle()
+        self._counts: dict[NodeID, int] = {}
+
+    def note(self, node_id: NodeID, results: Iterable[object], now: float) -> IgnoredBurst | None:
+        """Count the `Ignored` among the results of a report; return what is to be told now.
+
+        Args:
+            node_id: whose report it was.
+            results: what became of each status.
+            now: seconds, monotonic.
+        """
+        ignored = [result for result in results if isinstance(result, Ignored)]
+        if not ignored:
+            return None
+        count = self._counts.pop(node_id, 0) + len(ignored)
+        if self._throttle.is_due(node_id, now):
+            return IgnoredBurst(count, ignored[0])
+        while len(self._counts) >= KEYS_MAX:
+            del self._counts[next(iter(self._counts))]
+        self._counts[node_id] = count
+        return None
 
 
 def write_status(tx: Transaction, node_id: NodeID, update: StatusUpdate) -> Ignored | None:
@@ -34,7 +72,11 @@ def write_status(tx: Transaction, node_id: NodeID, update: StatusUpdate) -> Igno
         return None
     if task.node_id != node_id:
         return Ignored(task.id, "the task is not assigned to this node")
-    status = merge_status(task.status, update.status)
+    try:
+        reported = checked_status(update.status, since=task.created_at, now=tx.now)
+    except InvalidError as error:
+        return Ignored(task.id, error.message)
+    status = merge_status(task.status, reported)
     if status is None:
         old, new = task.status.state.name, update.status.state.name
         return Ignored(task.id, f"a task does not go from {old} to {new}")
@@ -51,12 +93,7 @@ def merge_status(stored: TaskStatus, reported: TaskStatus) -> TaskStatus | None:
     running_at = stored.running_at or reported.running_at
     if not running_at and reported.state is TaskState.RUNNING:
         running_at = reported.timestamp
-    return msgspec.structs.replace(
-        reported,
-        running_at=running_at,
-        message=reported.message[:TEXT_CHARACTERS_MAX],
-        err=reported.err[:TEXT_CHARACTERS_MAX],
-    )
+    return msgspec.structs.replace(reported, running_at=running_at)
 
 
 def orphan(tx: Transaction, task_id: TaskID, node_id: NodeID) -> bool:

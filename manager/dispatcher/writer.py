@@ -2,7 +2,8 @@
 
 While one batch is on its way to the disk the next gathers, so a lone write waits for nothing, and
 thousands of nodes that register at once share their transactions. Writes are applied in the order
-in which they were put; one that refuses fails alone.
+in which they were put; one that refuses, or is larger than what one node has to say, fails alone
+and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ import msgspec
 
 from manager.store.store import Store
 from manager.store.transaction import Transaction
-from proto.errors import ResourceExhaustedError, SwarmError, UnavailableError
+from proto.errors import InvalidError, ResourceExhaustedError, SwarmError, UnavailableError
 
 WAITING_MAX = 200_000
 """More writes than these are refused, as the log would."""
+
+WRITE_BYTES_MAX = 512 * 1024
+"""What one write may add to a transaction; the log takes 1.5 MiB. A larger one is refused, before
+it makes the transaction too large that others share."""
 
 Write = Callable[[Transaction], Any]
 
@@ -95,10 +100,18 @@ class Writer:
 
 def _apply(tx: Transaction, item: tuple[_Job, int]) -> None:
     job, index = item
+    before, savepoint = tx.byte_count, tx.savepoint()
     try:
         job.results[index] = job.writes[index](tx)
     except SwarmError as error:
+        tx.roll_back(savepoint)
         job.error = error
+        return
+    if tx.byte_count - before > WRITE_BYTES_MAX:
+        tx.roll_back(savepoint)
+        job.error = InvalidError(
+            f"what the node reports takes more than {WRITE_BYTES_MAX} bytes in the log"
+        )
 
 
 def _fail(job: _Job, error: BaseException) -> None:

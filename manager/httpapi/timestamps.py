@@ -6,6 +6,7 @@ all nine. Clients send moments as `seconds[.nanoseconds]` since the epoch, or as
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
@@ -13,6 +14,9 @@ from proto.errors import InvalidError
 from proto.objects import NANOSECONDS
 
 GO_ZERO_TIME = "0001-01-01T00:00:00Z"
+
+MOMENT_SECONDS_MIN, MOMENT_SECONDS_MAX = -62_135_596_800, 253_402_300_799
+"""The first and the last second that RFC 3339 can write: the years 1 to 9999."""
 
 _UNIX = re.compile(r"(-?\d{1,12})(?:\.(\d{1,9}))?")
 _RFC3339 = re.compile(
@@ -22,13 +26,21 @@ _RFC3339 = re.compile(
 
 def nanoseconds(seconds: float) -> int:
     """Turn seconds since the epoch into whole nanoseconds, no finer than a float holds."""
+    if not -MOMENT_SECONDS_MAX < seconds < MOMENT_SECONDS_MAX:
+        # A damaged row is shown all the same: what is no number as the zero time.
+        seconds = 0.0 if math.isnan(seconds) else math.copysign(MOMENT_SECONDS_MAX, seconds)
     # A float of this size resolves about 240 ns: further digits would be noise in every output.
     return round(seconds * 1_000_000) * 1_000
 
 
+def elapsed_seconds(moment: float, now: float) -> int:
+    """Return the whole seconds since a moment; none since one that is to come or is no number."""
+    return int(min(now - moment, MOMENT_SECONDS_MAX)) if moment < now else 0
+
+
 def rfc3339(seconds: float) -> str:
     """Write a moment as Go's RFC3339Nano does; 0 is Go's zero time."""
-    if seconds == 0:
+    if seconds == 0 or math.isnan(seconds):
         return GO_ZERO_TIME
     return rfc3339_nano(nanoseconds(seconds))
 
@@ -48,6 +60,7 @@ def rfc3339_fixed(time_ns: int) -> str:
 
 
 def _whole_seconds(seconds: int) -> str:
+    seconds = min(max(seconds, MOMENT_SECONDS_MIN), MOMENT_SECONDS_MAX)
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
 
 

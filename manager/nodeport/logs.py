@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from manager.nodeport.claims import checked_record
 from proto.errors import InvalidError
 from proto.ids import NodeID, TaskID
 from proto.logs import LogOptions, LogRecord, LogRequest
@@ -19,6 +20,7 @@ WISH_KEY = "swarm-log-request"
 
 _encoder = msgspec.msgpack.Encoder()
 _options = msgspec.msgpack.Decoder(LogOptions)
+_NONE = _encoder.encode([])
 _records = msgspec.msgpack.Decoder(list[LogRecord])
 
 
@@ -59,7 +61,7 @@ def lines_of(message: pb.LogLines) -> list[LogRecord]:
     Raises:
         InvalidError: they cannot be read.
     """
-    return _decoded(_records, message.records) if message.records else []
+    return [checked_record(record) for record in _decoded(_records, message.records or _NONE)]
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:

@@ -49,6 +49,8 @@ PURE = (
     "manager/dispatcher/liveness.py",
     "manager/dispatcher/statuses.py",
     "manager/dispatcher/wire.py",
+    "manager/nodeport/allowance.py",
+    "manager/nodeport/claims.py",
     "manager/nodeport/remotes.py",
     "worker/task/*.py",
     "worker/container.py",

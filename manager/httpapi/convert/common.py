@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from manager.httpapi.convert.wire import WireDriver
+from manager.httpapi.convert.wire import INT64_MAX, WireDriver
 from manager.httpapi.timestamps import rfc3339
 from proto.errors import InvalidError
 from proto.objects import Driver
@@ -22,6 +22,11 @@ def compact(members: Mapping[str, Any]) -> Json:
         for key, value in members.items()
         if value is not None and (value or (isinstance(value, dict) and key in _KEPT_OBJECTS))
     }
+
+
+def int64(value: int) -> int:
+    """Put a number that a node told into what clients can read: Go fails on a larger one."""
+    return min(max(value, -INT64_MAX), INT64_MAX)
 
 
 # Pointers to structs: Go leaves them out when nil, and writes `{}` when they point to an empty one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from manager.httpapi.convert.common import Json
+from manager.httpapi.timestamps import elapsed_seconds
 from proto.objects import ServiceSpec, Task
 from proto.states import TaskState
 
@@ -67,7 +68,7 @@ def summary_to_json(task: Task, spec: ServiceSpec, name: str, *, now: float) -> 
 
 
 def _status_text(task: Task, now: float) -> str:
-    age = span_text(max(0, int(now - task.status.timestamp)))
+    age = span_text(elapsed_seconds(task.status.timestamp, now))
     match state_of(task):
         case "running":
             return f"Up {age}"

@@ -9,6 +9,7 @@ from manager.httpapi.filters import Filters, matches_labels
 from manager.httpapi.timestamps import nanoseconds
 from manager.store.watch import Change, Created, Updated
 from proto.objects import NANOSECONDS, Node, ReplicatedMode, Service
+from proto.text import printable
 
 
 def event_of(change: Change, *, now: float) -> Json | None:
@@ -33,7 +34,7 @@ def event_of(change: Change, *, now: float) -> Json | None:
                 attributes |= _service_changes(before, subject)
             return _event("service", action, subject.id, attributes, moment)
         case Node():
-            attributes = {"name": subject.spec.name or subject.description.hostname}
+            attributes = {"name": subject.spec.name or printable(subject.description.hostname)}
             if isinstance(before, Node):
                 attributes |= _node_changes(before, subject)
             return _event("node", action, subject.id, attributes, moment)

@@ -19,6 +19,7 @@ from proto.objects import (
     TLSInfo,
     root_certificates_pem,
 )
+from proto.text import printable
 
 
 def node_spec_of(value: Any) -> NodeSpec:
@@ -65,8 +66,8 @@ def node_to_json(node: Node, cluster: Cluster | None = None) -> Json:
     members["Status"] = compact(
         {
             "State": word_of(node.status.state),
-            "Message": node.status.message,
-            "Addr": node.status.addr,
+            "Message": printable(node.status.message),
+            "Addr": printable(node.status.addr),
         }
     )
     if node.manager_status is not None:
@@ -74,7 +75,7 @@ def node_to_json(node: Node, cluster: Cluster | None = None) -> Json:
             {
                 "Leader": node.manager_status.is_leader,
                 "Reachability": word_of(node.manager_status.reachability),
-                "Addr": node.manager_status.addr,
+                "Addr": printable(node.manager_status.addr),
             }
         )
     return members
@@ -82,20 +83,23 @@ def node_to_json(node: Node, cluster: Cluster | None = None) -> Json:
 
 def platform_to_json(platform: Platform) -> Json:
     """Write a platform, both members always."""
-    return {"Architecture": platform.architecture, "OS": platform.os}
+    return {"Architecture": printable(platform.architecture), "OS": printable(platform.os)}
 
 
 def _description_to_json(description: NodeDescription) -> Json:
     engine = description.engine
     return {
-        "Hostname": description.hostname,
+        "Hostname": printable(description.hostname),
         "Platform": platform_to_json(description.platform),
         "Resources": resources_to_json(description.resources),
         "Engine": compact(
             {
-                "EngineVersion": engine.version,
-                "Labels": dict(engine.labels),
-                "Plugins": [{"Type": kind, "Name": name} for kind, name in engine.plugins],
+                "EngineVersion": printable(engine.version),
+                "Labels": {printable(k): printable(v) for k, v in engine.labels.items()},
+                "Plugins": [
+                    {"Type": printable(kind), "Name": printable(name)}
+                    for kind, name in engine.plugins
+                ],
             }
         ),
     }

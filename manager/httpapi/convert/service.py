@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -13,6 +14,7 @@ from manager.httpapi.convert.common import (
     compact,
     driver_of,
     driver_to_json,
+    int64,
     member_of,
     meta,
     word_of,
@@ -70,6 +72,8 @@ Order = Literal["stop-first", "start-first"]
 W = TypeVar("W", bound=str)
 
 STOP_GRACE_PERIOD_NS_DEFAULT = 10 * NANOSECONDS
+
+_COUNT = re.compile(r"[0-9]{1,19}")
 
 
 def service_spec_of(value: Any) -> ServiceSpec:
@@ -293,9 +297,9 @@ def resources_to_json(resources: Resources) -> Json:
     """Write amounts of resources."""
     return compact(
         {
-            "NanoCPUs": resources.nano_cpus,
-            "MemoryBytes": resources.memory_bytes,
-            "Pids": resources.pids,
+            "NanoCPUs": int64(resources.nano_cpus),
+            "MemoryBytes": int64(resources.memory_bytes),
+            "Pids": int64(resources.pids),
             "GenericResources": generic_to_json(resources.generic),
         }
     )
@@ -303,12 +307,14 @@ def resources_to_json(resources: Resources) -> Json:
 
 def generic_to_json(resources: Iterable[GenericResource]) -> list[Json]:
     """Write user-defined resources."""
-    return [
-        {"NamedResourceSpec": {"Kind": resource.kind, "Value": resource.value}}
-        if resource.is_named
-        else {"DiscreteResourceSpec": {"Kind": resource.kind, "Value": int(resource.value)}}
-        for resource in resources
-    ]
+    return [_one_generic_to_json(resource) for resource in resources]
+
+
+def _one_generic_to_json(resource: GenericResource) -> Json:
+    """Write one; a count that is no number, of a damaged row, is shown as the word that it is."""
+    if resource.is_named or not _COUNT.fullmatch(resource.value):
+        return {"NamedResourceSpec": {"Kind": resource.kind, "Value": resource.value}}
+    return {"DiscreteResourceSpec": {"Kind": resource.kind, "Value": int64(int(resource.value))}}
 
 
 def _resources_to_json(resources: ResourceRequirements) -> Json:
@@ -383,8 +389,8 @@ def port_to_json(port: PortConfig) -> Json:
         {
             "Name": port.name,
             "Protocol": port.protocol,
-            "TargetPort": port.target_port,
-            "PublishedPort": port.published_port,
+            "TargetPort": int64(port.target_port),
+            "PublishedPort": int64(port.published_port),
             "PublishMode": word_of(port.publish_mode),
         }
     )

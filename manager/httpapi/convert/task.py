@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from manager.httpapi.convert.common import Json, compact, meta
+from manager.httpapi.convert.common import Json, compact, int64, meta
 from manager.httpapi.convert.service import is_job, port_to_json, task_spec_to_json
 from manager.httpapi.timestamps import rfc3339
 from proto.objects import ServiceSpec, Task, TaskStatus
 from proto.states import TaskState
+from proto.text import printable
 
 
 def state_word(state: TaskState) -> str:
@@ -36,12 +37,12 @@ def status_to_json(status: TaskStatus) -> Json:
         "Timestamp": rfc3339(status.timestamp),
         "State": state_word(status.state),
     }
-    members.update(compact({"Message": status.message, "Err": status.err}))
+    members.update(compact({"Message": printable(status.message), "Err": printable(status.err)}))
     if status.container_id:
         members["ContainerStatus"] = {
-            "ContainerID": status.container_id,
-            "PID": status.pid,
-            "ExitCode": status.exit_code or 0,
+            "ContainerID": printable(status.container_id),
+            "PID": int64(status.pid),
+            "ExitCode": int64(status.exit_code or 0),
         }
     ports = [port_to_json(port) for port in status.host_ports]
     members["PortStatus"] = compact({"Ports": ports})

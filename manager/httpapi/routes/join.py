@@ -16,6 +16,7 @@ from manager.httpapi.backend import Joined, RemoteManager
 from manager.httpapi.convert.node import availability_of
 from manager.httpapi.convert.wire import Wire, decoded
 from manager.httpapi.requests import PEERS, backend_of, json_body, json_response
+from manager.nodeport.claims import node_address
 from proto.errors import UnavailableError
 from proto.objects import NodeRole
 
@@ -73,7 +74,7 @@ async def certificate(request: web.Request) -> web.StreamResponse:
         wire.csr.encode(),
         hostname=wire.hostname,
         availability=availability_of(wire.availability),
-        address=wire.address or request.remote or "",
+        address=node_address(wire.address, request.remote or ""),
     )
     return json_response(msgspec.to_builtins(_to_wire(joined)), 201)
 

@@ -155,7 +155,7 @@ class Port:
         if self.server is not None:
             await self.server.stop(0)
         self.server = secure_server(Limits())
-        ca_pb2_grpc.add_CAServicer_to_server(CAService(self.authority), self.server)
+        ca_pb2_grpc.add_CAServicer_to_server(CAService(self.authority, SystemClock()), self.server)
         self.port = self.server.add_secure_port(
             "127.0.0.1:0", server_credentials(self.credentials.source())
         )

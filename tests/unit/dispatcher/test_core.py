@@ -4,10 +4,13 @@ import asyncio
 
 import msgspec
 import pytest
+import structlog
 
+from manager.dispatcher.core import UPDATES_MAX
 from manager.dispatcher.deaths import ORPHAN_SECONDS
 from manager.dispatcher.descriptions import DESCRIPTION_BYTES_MAX
 from manager.dispatcher.session import Numbered, Session
+from manager.dispatcher.writer import Writer
 from manager.nodeport.remotes import ManagerPeer
 from manager.store.watch import WATCH_EVENTS_MAX
 from proto.assignments import CompleteAssignments, StatusUpdate
@@ -24,8 +27,10 @@ from proto.objects import (
     NodeAvailability,
     NodeDescription,
     NodeRole,
+    NodeSpec,
     NodeState,
     NodeStatus,
+    Resources,
     RootRotation,
     TaskStatus,
 )
@@ -549,5 +554,81 @@ def test_a_local_agent_needs_no_heartbeat_and_wakes_nobody(play):
         world.core.end(session)
         await asyncio.sleep(4)
         assert world.node("n1").status.state is NodeState.DOWN
+
+    play(scenario)
+
+
+def test_ten_thousand_ignored_statuses_are_one_line(play):
+    """A node that reports the tasks of another writes neither to the log file nor to the log."""
+
+    async def scenario(world):
+        await world.assign("t1", node="n2")
+        session = await world.register("n1")
+        running = StatusUpdate("t1", TaskStatus(state=TaskState.RUNNING, timestamp=5.0))
+        before = len(world.log.entries)
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(2):
+                await world.core.update_statuses(session, [running] * UPDATES_MAX)
+        ignored = [line for line in lines if line["log_level"] == "warning"]
+        assert [line["event"] for line in ignored] == ["statuses_ignored"]
+        assert ignored[0]["count"] == UPDATES_MAX
+        assert before == len(world.log.entries)
+
+    play(scenario)
+
+
+def test_a_node_that_reports_without_end_is_slowed_down(play):
+    """It waits for its turn; the reports of another node do not."""
+
+    async def scenario(world):
+        await world.assign("t1")
+        loud, quiet = await world.register("n1"), await world.register("n2")
+        update = StatusUpdate("t1", TaskStatus(state=TaskState.RUNNING, timestamp=5.0))
+        began = world.clock.monotonic()
+        for _ in range(2):
+            await world.core.update_statuses(loud, [update] * UPDATES_MAX)
+        flood = asyncio.create_task(world.core.update_statuses(loud, [update] * UPDATES_MAX))
+        await world.core.update_statuses(quiet, [update])
+        assert world.clock.monotonic() - began < 1.0
+        await flood
+        assert world.clock.monotonic() - began > 5.0
+
+    play(scenario)
+
+
+def test_what_is_too_large_fails_alone(play):
+    """Other nodes' writes of the same batch are stored, and nothing of the large one is."""
+
+    async def scenario(world):
+        writer = Writer(world.store)
+
+        def write(name, size):
+            node = world.node(name)
+            spec = NodeSpec(labels={"a": "x" * size})
+            return lambda tx: tx.update(msgspec.structs.replace(node, spec=spec))
+
+        large, small = (
+            writer.put([write("n1", 10_000_000)]),
+            writer.put([write("n2", 10)]),
+        )
+        with pytest.raises(InvalidError, match="more than"):
+            await large
+        await small
+        assert world.node("n1").spec.labels == {}
+        assert world.node("n2").spec.labels == {"a": "x" * 10}
+
+    play(scenario)
+
+
+def test_a_description_out_of_range_is_refused(play):
+    """A number that no client can read never gets into the store; a text is made printable."""
+
+    async def scenario(world):
+        hostile = NodeDescription(resources=Resources(nano_cpus=2**64 - 1))
+        with pytest.raises(InvalidError, match="18446744073709551615"):
+            await world.core.register("n1", hostile)
+        session = await world.register("n1")
+        await world.core.describe(session, NodeDescription(hostname="\x1b[2J"))
+        assert world.node("n1").description.hostname == "\\x1b[2J"
 
     play(scenario)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from manager.dispatcher.statuses import TEXT_CHARACTERS_MAX, merge_status, orphan, write_status
+from manager.dispatcher.statuses import Ignored, IgnoredStatuses, merge_status, orphan, write_status
 from manager.store.tables import View
 from manager.store.transaction import Transaction
 from proto.assignments import StatusUpdate
@@ -43,14 +43,16 @@ def test_the_time_of_running_is_kept():
     assert (failed.running_at, failed.timestamp) == (5.0, 9.0)
 
 
-def test_texts_are_bounded():
-    """What a node says about a failure does not fill the log."""
-    long = "x" * 100_000
-    merged = merge_status(
-        TaskStatus(state=TaskState.RUNNING), TaskStatus(state=TaskState.FAILED, err=long)
-    )
+def test_ignored_statuses_make_one_line_of_a_burst():
+    """Ten thousand are told of once a minute, with their number."""
+    bursts, ignored = IgnoredStatuses(), Ignored("t", "why")
 
-    assert len(merged.err) == TEXT_CHARACTERS_MAX
+    first = bursts.note("n1", [None] + [ignored] * 3, 0.0)
+    assert (first.count, first.first) == (3, ignored)
+    assert [bursts.note("n1", [ignored] * 10, float(at)) for at in range(1, 60)] == [None] * 59
+    assert bursts.note("n1", [None], 61.0) is None
+    assert bursts.note("n2", [ignored], 61.0).count == 1
+    assert bursts.note("n1", [ignored], 61.0).count == 591
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def tx():
 
 def test_a_status_is_written(tx):
     """The node that has the task may say what became of it."""
-    failed = TaskStatus(state=TaskState.FAILED, exit_code=3)
+    failed = TaskStatus(state=TaskState.FAILED, timestamp=50.0, exit_code=3)
 
     assert write_status(tx, "mine", StatusUpdate("t", failed)) is None
     assert failed == tx.tasks.get("t").status
@@ -107,3 +109,23 @@ def test_a_task_of_another_node_is_not_orphaned(tx):
     """Between the decision and the transaction the task may have gone."""
     assert not orphan(tx, "t", "other")
     assert not orphan(tx, "gone", "mine")
+
+
+@pytest.mark.parametrize("timestamp", [1e300, float("inf"), float("nan"), 51.0])
+def test_what_a_node_says_is_to_come_is_now(tx, timestamp):
+    """A clock that is ahead, or a lie, holds up nothing that waits for the task's end."""
+    status = TaskStatus(state=TaskState.FAILED, timestamp=timestamp, running_at=timestamp)
+
+    assert write_status(tx, "mine", StatusUpdate("t", status)) is None
+    assert tx.tasks.get("t").status.timestamp == 50.0
+    assert tx.tasks.get("t").status.running_at == 50.0
+
+
+def test_a_status_that_no_honest_node_sends_is_ignored(tx):
+    """It is told of with its reason, and the task stays as it is."""
+    before = tx.tasks.get("t")
+    status = TaskStatus(state=TaskState.FAILED, pid=2**63)
+
+    ignored = write_status(tx, "mine", StatusUpdate("t", status))
+    assert ignored == Ignored("t", "its process ID is out of range")
+    assert before == tx.tasks.get("t")
