@@ -7,6 +7,7 @@ only.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 
 from proto.errors import (
@@ -85,10 +86,13 @@ class Peers(State):
     def _hold(self, to: RaftID, heartbeat: Heartbeat) -> None:
         self._held[to] = heartbeat
         if self._hold_timer is None:
-            self._hold_timer = self._loop.call_later(HOLD_SECONDS, self._release_held)
+            self._hold_timer = self._loop.call_later(HOLD_SECONDS, self._on_hold_timer)
+
+    def _on_hold_timer(self) -> None:
+        self._hold_timer = None
+        self._guarded(self._release_held)
 
     def _release_held(self) -> None:
-        self._hold_timer = None
         held, self._held = self._held, {}
         if self._core.is_leader:
             for to, heartbeat in held.items():
@@ -112,7 +116,8 @@ class Peers(State):
         members = {member.node_id for member in membership.members}
         gone = [node_id for node_id in self._linked if node_id not in members]
         if gone and membership.members:
-            self._loop.call_later(FAREWELL_SECONDS, self._part, gone)
+            part = functools.partial(self._part, gone)
+            self._loop.call_later(FAREWELL_SECONDS, self._guarded, part)
 
     def _link(self, member: Member) -> None:
         if self._transport is not None and self._linked.get(member.node_id) != member.address:

@@ -33,6 +33,7 @@ import structlog
 from typing_extensions import override
 
 from proto.errors import (
+    CorruptError,
     DeniedError,
     NotLeaderError,
     SwarmError,
@@ -50,6 +51,7 @@ from raft.core import (
     Snapshot,
     decode,
 )
+from raft.core.messages import Install
 from raft.files import disk_error
 from raft.proposals import Run
 from raft.settings import NodeName
@@ -107,6 +109,8 @@ class Shell(Applying):
                 raise DeniedError(f"a message of node {node_id} cannot be read") from error
         for message in decoded:
             self._check_sender(node_id, message)
+            if isinstance(message, Install):
+                raise DeniedError(f"node {node_id} sent a snapshot's header without its content")
 
         def work() -> None:
             self._catch_up()
@@ -226,7 +230,10 @@ class Shell(Applying):
         """What was written is durable: say so to the core, and to those who wait for it."""
         batch, self._writing = self._writing, []
         if error is not None:
-            self._on_write_error(error)
+            try:
+                self._on_write_error(error)
+            except Exception as bug:  # noqa: BLE001 -- as `_guarded`, which a fault of the disk is beyond
+                self._break(bug)
             return
         self._guarded(lambda: self._note_stored(batch))
 
@@ -285,27 +292,39 @@ class Shell(Applying):
             self._reopenings += 1
             await asyncio.sleep(min(seconds, RECOVERY_SECONDS_MAX))
             try:
-                storage = await self._wal_lane.run(self._storage.reopen)
+                async with self._publish_mutex:
+                    await self._read_anew()
+            except CorruptError as error:
+                self._break(error)
+                break
             except (SwarmError, OSError) as error:
                 self._disk_fault = error if isinstance(error, SwarmError) else self._disk_fault
                 log.error("log_not_reopened", error=str(error))  # noqa: TRY400 -- one line
                 # Whoever waits for what was under way waits in vain: it may take for ever.
                 self._is_unreadable = True
                 self._wake()
-                continue
-            self._is_unreadable = False
-            storage.member_id = self._me.id
-            self._storage = storage
-            self._core = self._new_core(storage.stored)
-            storage.release()
-            self._opening = (0, 0)
-            break
+            except Exception as error:  # noqa: BLE001 -- no fault of the disk: waiting mends nothing
+                self._break(error)
+                break
+            else:
+                break
         self._recovery = None
+        if self._failure is not None:
+            return
         if self._storage.snapshot_index > self._applied and self._listener is not None:
             # It was in place when the disk failed, or its installation was not finished.
             self._install_index = self._storage.snapshot_index
             self._installing = self._spawn(self._install())
         self._guarded(self._start)
+
+    async def _read_anew(self) -> None:
+        storage = await self._wal_lane.run(self._storage.reopen)
+        self._is_unreadable = False
+        storage.member_id = self._me.id
+        self._storage = storage
+        self._core = self._new_core(storage.stored)
+        storage.release()
+        self._opening = (0, 0)
 
     @override
     def _break(self, error: BaseException) -> None:

@@ -20,15 +20,17 @@ from raft import lane as lanes
 from raft.core import Snapshot, decode, encode
 from raft.core.messages import Install
 from raft.files import disk_error
-from raft.settings import NodeName
+from raft.settings import NodeName, Transport
 from raft.shell import Shell
 from raft.snapshot import CHUNK_BYTES_MAX, SnapshotWriter
+from raft.storage import Storage
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 # Chunks are handed to the thread in portions of this size.
 PORTION_BYTES = 256 << 10
 _END = b""
+_BEGAN_ANEW = "this member read its directory anew after a fault of the disk; try again"
 _LENGTH = struct.Struct(">I")
 
 
@@ -61,30 +63,48 @@ class Shipping(Shell):
         async with self._save_mutex:
             if self._is_closed or self._failure is not None or self._recovery is not None:
                 raise self._refusal()
-            assert max(1, self.snapshot_index) <= index <= self._applied
+            assert 1 <= index <= self._applied
             storage = self._storage
+            if storage.snapshot_index > index:
+                # The leader sent a newer one, which the listener is taking: nothing to save.
+                return
+            if index > self._core.log.commit:
+                # The core began anew from the disk, and does not know yet what it knew.
+                raise UnavailableError(_BEGAN_ANEW)
             snapshot = self._core.describe_snapshot(index)
-            kept = 0 if storage.is_rotating else self._kept(index)
             try:
                 # Entries from now on go to a new segment, so that the present one can be dropped.
                 await self._wal_lane.run(storage.roll)
                 writer = storage.snapshot_writer(snapshot, is_installed=False)
                 await self._write_chunks(writer, chunks)
-                lane = self._open_snapshot_lane()
-                await lane.run(writer.publish)
-                if storage.snapshot_index > index:
-                    # The leader sent a newer one meanwhile.
-                    await lane.run(functools.partial(storage.remove_older, ()))
-                    return
-                storage.snapshot = writer.snapshot
-                paths = await self._wal_lane.run(lambda: storage.take_droppable(kept))
-                await lane.run(lambda: storage.remove_older(paths))
-                await self._wal_lane.run(storage.drop_keys)
+                async with self._publish_mutex:
+                    await self._publish(storage, writer, index)
             except OSError as error:
                 raise disk_error(storage.directory, error) from error
-            if storage is self._storage:
-                self._guarded(lambda: self._core.compact(index, self._kept(index)))
         log.info("snapshot_saved", directory=str(storage.directory), index=index)
+
+    async def _publish(self, storage: Storage, writer: SnapshotWriter, index: int) -> None:
+        """Give a complete snapshot its place, and drop what it makes needless.
+
+        Raises:
+            UnavailableError: the directory was read anew meanwhile; nothing of it stays.
+            OSError: the disk fails.
+        """
+        lane = self._open_snapshot_lane()
+        if storage is not self._storage:
+            await lane.run(writer.abandon)
+            raise UnavailableError(_BEGAN_ANEW)
+        await lane.run(writer.publish)
+        if storage.snapshot_index > index:
+            # The leader sent a newer one meanwhile.
+            await lane.run(functools.partial(storage.remove_older, ()))
+            return
+        storage.snapshot = writer.snapshot
+        kept = 0 if storage.is_rotating else self._kept(index)
+        paths = await self._wal_lane.run(lambda: storage.take_droppable(kept))
+        await lane.run(lambda: storage.remove_older(paths))
+        await self._wal_lane.run(storage.drop_keys)
+        self._guarded(lambda: self._core.compact(index, self._kept(index)))
 
     def _kept(self, index: int) -> int:
         """Return how many entries up to a snapshot's index are kept for slow followers."""
@@ -150,17 +170,17 @@ class Shipping(Shell):
         storage = self._storage
         transport = self._transport
         if member is not None and transport is not None and storage.snapshot is not None:
-            lane = self._new_lane("swarm-snapshot-out")
             began = self._clock.monotonic()
             try:
                 if storage.snapshot_index == install.snapshot.index:
-                    chunks = self._read(lane, storage.read_snapshot())
-                    await transport.send_snapshot(member.node_id, encode([install]), chunks)
+                    await self._stream(transport, member.node_id, install)
                     is_sent = True
             except (SwarmError, OSError) as error:
                 log.warning("snapshot_not_sent", peer_id=member.node_id, error=str(error))
-            finally:
-                await lane.close()
+            except Exception as error:  # whatever it is, the peer is offered another
+                log.error(  # noqa: TRY400 -- the exception is given
+                    "snapshot_not_sent", peer_id=member.node_id, error=repr(error), exc_info=error
+                )
             if is_sent:
                 seconds = round(self._clock.monotonic() - began, 3)
                 index = install.snapshot.index
@@ -171,6 +191,14 @@ class Shipping(Shell):
             self._pump()
 
         self._guarded(work)
+
+    async def _stream(self, transport: Transport, node_id: NodeName, install: Install) -> None:
+        lane = self._new_lane("swarm-snapshot-out")
+        try:
+            chunks = self._read(lane, self._storage.read_snapshot())
+            await transport.send_snapshot(node_id, encode([install]), chunks)
+        finally:
+            await lane.close()
 
     @staticmethod
     async def _read(lane: lanes.Lane, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -208,15 +236,14 @@ class Shipping(Shell):
         writer = storage.snapshot_writer(install.snapshot, is_installed=True)
         try:
             await self._write_chunks(writer, self._while_due(install.snapshot, chunks))
+            await self._take(storage, install, writer)
         except _NotNeededError:
             # The core's answer says how far we are; without it the leader offers it for ever.
             if self._is_closed:
                 raise
             self._offer_to_core(install)
-            return
         except OSError as error:
             raise disk_error(storage.directory, error) from error
-        await self._take(install, writer)
 
     async def _while_due(
         self, snapshot: Snapshot, chunks: AsyncIterator[bytes]
@@ -238,8 +265,16 @@ class Shipping(Shell):
         if buffer:
             raise UnavailableError("the snapshot was cut short")
 
-    async def _take(self, install: Install, writer: SnapshotWriter) -> None:
-        """Offer a complete snapshot to the core, which may have no use for it."""
+    async def _take(self, storage: Storage, install: Install, writer: SnapshotWriter) -> None:
+        """Offer a complete snapshot to the core, which may have no use for it.
+
+        Raises:
+            UnavailableError: the directory was read anew meanwhile, which removed the file.
+            OSError: the disk fails.
+        """
+        if storage is not self._storage or self._recovery is not None:
+            await self._open_snapshot_lane().run(writer.abandon)
+            raise UnavailableError(_BEGAN_ANEW)
         key = (install.snapshot.index, install.snapshot.term)
         self._received[key] = writer
         self._offer_to_core(install)

@@ -119,6 +119,8 @@ class State(ABC):
         self._failure: SwarmError | None = None
         self._is_closed = False
         self._save_mutex = asyncio.Lock()
+        # Held while a snapshot gets its place, so that the directory is not read anew meanwhile.
+        self._publish_mutex = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: set[asyncio.Future[None]] = set()
         self._core = self._new_core(storage.stored)
@@ -201,13 +203,20 @@ class State(ABC):
 
     def _spawn_soon(self, work: Coroutine[None, None, None]) -> None:
         """Start a task that nobody waits for until the end."""
-        self._tasks.add(self._spawn(work))
+        task = self._spawn(work)
+        assert task in self._tasks
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Look at how a task ended, since nobody waits for it; only a bug ends one by an error."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
 
     async def _next_change(self) -> None:
         """Wait until something happened that may be what one waits for."""

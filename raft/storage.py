@@ -87,6 +87,7 @@ class Storage:
         rng_bytes: RandomBytes,
         segment_bytes: int,
         lock: Lock,
+        received: int = 0,
     ) -> None:
         """Use `open`."""
         self.directory = directory
@@ -96,7 +97,8 @@ class Storage:
         self._segment_bytes = segment_bytes
         self._lock = lock
         self.member_id = NOBODY
-        self._received = 0
+        # Never used twice under one lock: a writer of before a fault may still have its file.
+        self._received = received
         self.snapshot: snapshots.Snapshot | None = None
         self._read()
 
@@ -157,6 +159,7 @@ class Storage:
                 rng_bytes=self._rng_bytes,
                 segment_bytes=self._segment_bytes,
                 lock=self._lock,
+                received=self._received,
             )
 
     def _read(self) -> None:

@@ -108,7 +108,7 @@ class Stream:
         self._hurry = asyncio.Event()
         self._wants_redial = False
         self._task = asyncio.create_task(self._run(), name=f"raft-{lane.value}-{target.node_id}")
-        self._task.add_done_callback(_report_bug)
+        self._task.add_done_callback(report_bug)
 
     @property
     def queued_bytes(self) -> int:
@@ -239,7 +239,7 @@ class Stream:
         await outcome_of(call, self._around.limits.connect_seconds_max)
 
 
-def _report_bug(task: asyncio.Task[None]) -> None:
+def report_bug(task: asyncio.Task[None]) -> None:
     """Hand a bug to whoever watches over the loop: without its stream the member is half dead."""
     if not task.cancelled() and (error := task.exception()) is not None:
         task.get_loop().call_exception_handler(

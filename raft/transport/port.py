@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 from grpc import aio
 
-from proto.errors import UnavailableError
+from proto.errors import SwarmError, UnavailableError
 from raft.transport.channels import (
     Guard,
     Interceptor,
@@ -26,6 +26,7 @@ from raft.transport.channels import (
 )
 from raft.transport.identity import Credentials, CredentialsSource
 from raft.transport.limits import Limits
+from raft.transport.link import report_bug
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -75,6 +76,7 @@ class Port:
         """Show the credentials of now from the next handshakes on, soon after this call."""
         if self._server is not None and self._renewing is None:
             self._renewing = asyncio.create_task(self._renew(), name="node-port-renewal")
+            self._renewing.add_done_callback(report_bug)
 
     async def renewed(self) -> None:
         """Wait until `renew` is done."""
@@ -133,9 +135,9 @@ class Port:
             await asyncio.sleep(RETRY_SECONDS if is_told else 0.0)
             try:
                 await self._listen(self._address)
-            except UnavailableError as error:
+            except (SwarmError, OSError) as error:
                 if not is_told:
-                    log.warning("node_port_not_renewed", reason=error.message)
+                    log.warning("node_port_not_renewed", reason=str(error))
                 is_told = True
             else:
                 return

@@ -24,7 +24,7 @@ from raft.transport.channels import Interceptor
 from raft.transport.identity import CredentialsSource, check_manager, read_identity
 from raft.transport.inbound import Inbound, OnMessages, OnSnapshot, Rules
 from raft.transport.limits import Lane, Limits
-from raft.transport.link import Link, LinkStats, Surroundings, Target
+from raft.transport.link import Link, LinkStats, Surroundings, Target, report_bug
 from raft.transport.outgoing_snapshot import send_snapshot
 from raft.transport.port import Port
 from raft.transport.throttle import Throttle
@@ -269,6 +269,7 @@ class Transport:
         task = asyncio.create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        task.add_done_callback(report_bug)
 
 
 def _status(link: Link) -> PeerStatus:
