@@ -18,6 +18,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
         runtime: "auto", "crun" or "runc".
         cgroup_parent: the control group below which every container has its own.
         pool: the subnet of the node's bridge, or "" to choose a free one.
+        opens_ports_to_containers: whether containers may connect to managers' ports.
         raft_tick_seconds: an election takes 10 to 20 of them.
     """
 
@@ -28,6 +29,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = "auto"
     cgroup_parent: str = "/swarm"
     pool: str = ""
+    opens_ports_to_containers: bool = False
     raft_tick_seconds: float = 0.1
 
     @property

@@ -27,6 +27,7 @@ def facts_of(
     runtime: RuntimeFacts,
     counts: tuple[int, int],
     images: int,
+    warnings: tuple[str, ...] = (),
 ) -> NodeFacts:
     """Describe the node.
 
@@ -41,6 +42,7 @@ def facts_of(
         runtime: what runs containers.
         counts: containers that run, and that ended and are kept.
         images: how many images the node has.
+        warnings: what its operator should know.
     """
     running, stopped = counts
     return NodeFacts(
@@ -61,6 +63,7 @@ def facts_of(
         containers_running=running,
         containers_stopped=stopped,
         images=images,
+        warnings=warnings,
         swarm=_swarm_facts(identity, state, error, view, remotes),
     )
 

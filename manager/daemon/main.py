@@ -23,6 +23,7 @@ from manager.daemon.machine import RuntimeFacts, read_machine
 from manager.daemon.node import SwarmNode
 from manager.httpapi.app import make_app
 from manager.httpapi.server import serve_tls, serve_unix
+from overlay.firewall import HostFirewall
 from overlay.node import BridgeNetwork
 from proto.clock import Clock, SystemClock
 from proto.errors import InUseError, RuntimeFailedError, SwarmError
@@ -57,6 +58,11 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
         metavar="SECONDS",
         help="an election takes 10 to 20 of them (default: %(default)s)",
     )
+    add(
+        "--open-ports-to-containers",
+        action="store_true",
+        help="let containers connect to the ports of swarm managers, this node's and others'",
+    )
     add("-D", "--debug", action="store_true", help="log every step")
     options = parser.parse_args(arguments)
     scheme, _, path = options.host.rpartition("://")
@@ -80,6 +86,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
         runtime=options.runtime,
         cgroup_parent=options.cgroup_parent,
         pool=options.bip,
+        opens_ports_to_containers=options.open_ports_to_containers,
         raft_tick_seconds=options.raft_tick,
     )
     return config, options.debug
@@ -114,6 +121,7 @@ async def run(config: DaemonConfig) -> None:
     node.serve_tls = lambda address, credentials: serve_tls(
         make_app(node, peers=node), address, credentials
     )
+    node.protection.use(HostFirewall(), is_open_to_containers=config.opens_ports_to_containers)
     await node.start()
     try:
         listener = await serve_unix(make_app(node, peers=node), config.socket, gid_of(config.group))

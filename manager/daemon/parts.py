@@ -27,6 +27,7 @@ from manager.daemon.machine import (
     describe,
 )
 from manager.daemon.manager import Manager
+from manager.daemon.protection import PortProtection
 from manager.daemon.publishing import Publishing
 from manager.daemon.remembered import (
     RememberedMember,
@@ -37,6 +38,7 @@ from manager.daemon.resources import Resources
 from manager.daemon.supervisor import Supervisor
 from manager.dispatcher.switch import DispatcherSwitch
 from manager.nodeport.remotes import ManagerPeer, Remotes
+from manager.store.tables import View
 from overlay.api import NodeNetwork
 from proto.clock import Clock
 from proto.errors import (
@@ -104,6 +106,7 @@ class Parts(abc.ABC):
         self._files = files
         # Set by the program; without it (in the simulator) no other node can reach this one.
         self.serve_tls: ServeTls | None = None
+        self.protection = PortProtection()
         self._settings = Settings(tick_seconds=config.raft_tick_seconds)
         self._changing = asyncio.Lock()
         self._supervisor = Supervisor()
@@ -162,9 +165,15 @@ class Parts(abc.ABC):
         renewer = Renewer(credentials, self._request_certificate, clock=self._clock, rng=self._rng)
         self._renewer = renewer
         self._supervisor.start("renewer", renewer.run)
+        self._supervisor.start("protection", lambda: self.protection.run(self._to_protect))
+
+    def _to_protect(self) -> tuple[Identity | None, Sequence[ManagerPeer], View | None]:
+        """Return what decides who may connect to this node's ports."""
+        view = self._manager.store.view() if self._manager is not None else None
+        return self._identity, self._remotes.peers(), view
 
     async def _drop_credentials(self) -> None:
-        await self._supervisor.stop("renewer")
+        await self._supervisor.stop("renewer", "protection")
         self._renewer = None
         self._credentials = None
 
@@ -284,6 +293,7 @@ class Parts(abc.ABC):
         )
         if found != tuple(members.values()):
             write_remembered(self._config.managers_file, found)
+            self.protection.look_again()
 
     def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run work in the background, one of each name."""

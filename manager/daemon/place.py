@@ -173,6 +173,7 @@ class Place(Parts):
         if self.serve_tls is None:
             return
         credentials = throwaway_credentials(self._clock.wall())
+        await self.protection.protect(*self._to_protect())
         try:
             self._listener = await self.serve_tls(identity.listen_addr, lambda: credentials)
         except SwarmError as error:
@@ -302,6 +303,7 @@ class Place(Parts):
         self._manager = manager
         if self.serve_tls is not None:
             await self._stop_listener()  # that of a locked manager
+            await self.protection.protect(*self._to_protect())
             self._listener = await self.serve_tls(identity.listen_addr, credentials.source)
         self._remember(manager.peers())
         await manager.start()
@@ -352,6 +354,7 @@ class Place(Parts):
         """Be in no swarm: nothing of it stays in memory or on the disk."""
         await self._stop_client()
         await self._drop_credentials()
+        await self.protection.remove()
         self._identity = None
         self._remotes = Remotes()
         self._is_locked = False

@@ -32,7 +32,9 @@ from proto.errors import InUseError, InvalidError, UnavailableError
 from raft.transport.identity import Credentials
 
 BACKLOG = 1024
-CONNECTIONS_MAX = 12_000
+# Each that has begun TLS takes some 50 KiB. Where nftables work, `overlay/firewall_rules` lets far
+# fewer strangers as far as this.
+CONNECTIONS_MAX = 1_024
 # File descriptors that the rest of the daemon may need; connections never take these.
 DESCRIPTORS_RESERVED = 512
 # Handshakes take the processor; the loop is given to others between so many.

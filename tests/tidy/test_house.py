@@ -56,6 +56,7 @@ PURE = (
     "worker/container.py",
     "worker/ports.py",
     "overlay/diff.py",
+    "overlay/firewall_rules.py",
     "overlay/rules.py",
     "overlay/ipam.py",
     "raft/core/*.py",

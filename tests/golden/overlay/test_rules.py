@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from overlay import rules
+from overlay import firewall_rules, rules
 from overlay.api import PublishedPort
 
 FOLDER = Path(__file__).parent
@@ -61,3 +62,19 @@ def test_port_changes(name: str) -> None:
     """Transactions in order, separated by a line."""
     current, wanted, stray = CHANGES[name]
     compare(name, "# ---- next transaction\n".join(rules.port_changes(current, wanted, stray)))
+
+
+PROTECTED = firewall_rules.Protected(
+    ports=(2377, 2378),
+    members=("192.0.2.7", "192.0.2.10", "2001:db8::1"),
+    managers=(("192.0.2.7", 2378), ("192.0.2.7", 2377), ("2001:db8::1", 2377)),
+)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_manager_ports(is_open: bool) -> None:  # noqa: FBT001 -- of the table above
+    """Who may connect to the manager's ports; with the option, containers as others may."""
+    protected = msgspec.structs.replace(PROTECTED, is_open_to_containers=is_open)
+    compare(
+        "manager-ports-open" if is_open else "manager-ports", firewall_rules.table_text(protected)
+    )
