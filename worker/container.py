@@ -391,6 +391,7 @@ def container_mount(planned: PlannedMount, volume: VolumePath | None) -> Contain
             type="bind",
             target=mount.target,
             source=volume.path,
+            subpath=planned.volume.subpath,
             read_only=mount.read_only,
             fill_record=volume.record if is_copied else "",
         )

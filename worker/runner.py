@@ -263,10 +263,10 @@ class Runner:
         return prepared
 
     def _mounted(self, planned: PlannedMount, container_id: ContainerID) -> ContainerMount:
-        if planned.volume is None:
-            return container_mount(planned, None)
-        path = self._volumes.resolve(planned.volume, container_id, self._clock.wall())
-        return container_mount(planned, path)
+        path = None
+        if planned.volume is not None:
+            path = self._volumes.resolve(planned.volume, container_id, self._clock.wall())
+        return self._volumes.kept_inside(container_mount(planned, path))
 
     def _cancel_preparation(self, task_id: TaskID) -> None:
         self._cancelled.add(task_id)

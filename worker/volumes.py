@@ -14,10 +14,11 @@ is removed gets another name, `.gone-…`, before its content is deleted.
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import re
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 import structlog
@@ -26,6 +27,7 @@ from proto.errors import ConflictError, InvalidError, NotFoundError, RuntimeFail
 from proto.ids import ContainerID
 from worker.container import VolumePath, VolumeRequest
 from worker.files import tree
+from worker.runtime.api import ContainerMount
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -105,10 +107,12 @@ class VolumeStore:
         return volume
 
     def resolve(self, request: VolumeRequest, owner: ContainerID, now: float) -> VolumePath:
-        """Make what a container's mount asks for and return the directory to bind.
+        """Make what a container's mount asks for and return the volume's directory.
+
+        A subpath is no business of this store: it is resolved when it is mounted.
 
         Raises:
-            InvalidError: see `create`; or the subpath leads outside or does not exist.
+            InvalidError: see `create`.
         """
         volume = self.create(
             request.name,
@@ -118,10 +122,25 @@ class VolumeStore:
             options=request.options,
             owner=owner if request.is_anonymous else NOBODY,
         )
-        path = self.path_of(volume)
-        if request.subpath:
-            path = _subpath(path, request.subpath, volume.name)
-        return VolumePath(path=str(path), record=str(self._root / volume.name))
+        return VolumePath(path=str(self.path_of(volume)), record=str(self._root / volume.name))
+
+    def kept_inside(self, mount: ContainerMount) -> ContainerMount:
+        """Return a mount that cannot leave the volume in whose content its source is.
+
+        Whoever binds a path of the host may name one inside of a volume. A container that has the
+        volume then decides what the path means, so it counts as a subpath of the volume.
+        """
+        parts = PurePosixPath(posixpath.normpath(mount.source)).parts
+        top = (*PurePosixPath(self._root).parts, "", DATA)
+        inside = len(top)
+        if len(parts) <= inside or parts[: inside - 2] != top[:-2] or parts[inside - 1] != DATA:
+            return mount
+        return msgspec.structs.replace(
+            mount,
+            source=str(PurePosixPath(*parts[:inside])),
+            subpath=str(PurePosixPath(*parts[inside:], mount.subpath)),
+            fill_record="",
+        )
 
     def path_of(self, volume: Volume) -> Path:
         """Return the directory that containers see."""
@@ -272,12 +291,3 @@ def _check_options(name: str, options: Mapping[str, str]) -> None:
     device = options.get("device", "")
     if not device.startswith("/") or not Path(device).is_dir():
         raise InvalidError(f'volume {name}: device "{device}" is no directory of this node')
-
-
-def _subpath(path: Path, subpath: str, name: str) -> Path:
-    resolved = (path / subpath).resolve()
-    if subpath.startswith("/") or not resolved.is_relative_to(path.resolve()):
-        raise InvalidError(f'volume {name}: subpath "{subpath}" leads outside of the volume')
-    if not resolved.exists():
-        raise InvalidError(f'volume {name}: subpath "{subpath}" does not exist in it')
-    return resolved

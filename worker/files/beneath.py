@@ -19,6 +19,7 @@ from worker.files import kernel
 
 # Source: path_resolution(7); the kernel follows as many.
 _LINKS_MAX = 40
+_MADE_MODE = 0o755
 
 
 def open_in_root(root: int, path: str | bytes, flags: int) -> int:
@@ -106,6 +107,18 @@ def make_directories(
         return os.open(".", flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
     finally:
         os.close(here)
+
+
+def make_directory(parent: int, name: bytes) -> None:
+    """Make a directory as Docker makes what is missing: root's, and readable for all."""
+    os.mkdir(name, _MADE_MODE, dir_fd=parent)
+    # Whatever this process's mask is.
+    os.chmod(name, _MADE_MODE, dir_fd=parent)
+
+
+def stop_at(_parent: int, name: bytes, _status: os.stat_result) -> None:
+    """Refuse to go on through something that is no directory."""
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
 
 
 def _open_again(root: int, found: Sequence[bytes]) -> int:

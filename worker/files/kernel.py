@@ -65,7 +65,7 @@ def rename_without_replacing(directory: int, source: str, target: str) -> None:
 
 
 def sync_filesystem(descriptor: int) -> None:
-    """Write everything of the filesystem that holds an open file to the disk."""
+    """Write everything of the filesystem that holds an open directory to the disk."""
     _checked(_libc.syncfs(ctypes.c_int(descriptor)), "")
 
 

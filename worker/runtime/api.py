@@ -28,6 +28,8 @@ class ContainerMount(Value, frozen=True):
     type: Literal["bind", "tmpfs"]
     target: str
     source: str = ""
+    # Of a volume at `source`: the part to mount. It is resolved beneath the volume, when mounted.
+    subpath: str = ""
     read_only: bool = False
     propagation: str = "rprivate"
     is_recursive: bool = True

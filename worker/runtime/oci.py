@@ -26,6 +26,7 @@ from proto.errors import RuntimeFailedError, SwarmError
 from proto.ids import ContainerID
 from proto.logs import LogOptions, LogRecord
 from worker.runtime import (
+    binds,
     capabilities,
     cgroups,
     conmon,
@@ -161,6 +162,9 @@ class OciRuntime:
             async with asyncio.timeout(CREATE_SECONDS_MAX):
                 pid = await conmon.create(self._binaries, config, directory)
             self.after_step("created")
+            if any(mount.subpath for mount in config.mounts):
+                await self._blocking(binds.unpin, directory.path)
+            self.after_step("unpinned")
             self._write_record(directory, pid)
             self.after_step("recorded")
         except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from proto.errors import RuntimeFailedError
-from worker.runtime import network_files, rootfs, seccomp, spec, users
+from worker.runtime import binds, network_files, rootfs, seccomp, spec, users
 from worker.runtime.api import ContainerConfig
 from worker.runtime.directory import ContainerDirectory
 from worker.runtime.filters import FilterCache
@@ -70,11 +70,13 @@ class Preparation:
                 if mount.fill_record:
                     rootfs.fill_volume(root_fd, mount, self._after_step)
         self._after_step("content")
+        mounts = binds.pin(self._config.mounts, directory)
+        self._after_step("binds")
         self._write_files()
         self._after_step("files")
         self._seccomp = seccomp_of(self._config, self._facts)
         document = spec.build(
-            self._config,
+            msgspec.structs.replace(self._config, mounts=tuple(mounts)),
             self._facts,
             spec.BundlePaths(
                 rootfs=str(directory / "rootfs"),
@@ -123,7 +125,8 @@ def check_sources(config: ContainerConfig, facts: spec.HostFacts) -> None:
             "(apt-get install tini)"
         )
     for mount in config.mounts:
-        if mount.type != "bind" or os.path.lexists(mount.source):
+        # A part of a volume is looked for, and made, beneath the volume: when it is bound.
+        if mount.type != "bind" or mount.subpath or os.path.lexists(mount.source):
             continue
         if not mount.create_source:
             raise RuntimeFailedError(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
-from worker.runtime import cgroups, procfs, rootfs
+from worker.runtime import binds, cgroups, procfs, rootfs
 from worker.runtime.directory import ContainerDirectory, ProcessRecord
 
 # conmon writes the exit code and what is left of the output after the container's end.
@@ -62,6 +62,7 @@ def destroy(
     after_step("cgroup removed")
     delete(directory.state_directory)
     after_step("state removed")
+    binds.unpin(directory.path)
     rootfs.unmount(directory.path)
     after_step("unmounted")
     delete(directory.deleting)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from proto.errors import RuntimeFailedError
-from worker.files import filling
+from worker.files import beneath, filling
 from worker.runtime import syscalls
 from worker.runtime.api import ContainerMount
 
@@ -24,7 +24,6 @@ from worker.runtime.api import ContainerMount
 _VOLATILE = ",volatile"
 # The kernel copies the options of mount(2) into one page, with a final zero.
 _OPTIONS_BYTES_MAX = os.sysconf("SC_PAGESIZE") - 1 - len(_VOLATILE)
-_UNMOUNTS_MAX = 16
 
 
 def mount(layers: Sequence[str], directory: Path) -> None:
@@ -111,16 +110,12 @@ def unmount(directory: Path) -> None:
         RuntimeFailedError: it stays mounted, so nothing below may be deleted.
     """
     target = str(directory / "rootfs")
-    for _ in range(_UNMOUNTS_MAX):
-        try:
-            syscalls.unmount(target, syscalls.MNT_DETACH)
-        except OSError as error:
-            if error.errno in {errno.EINVAL, errno.ENOENT, errno.ENOTDIR}:
-                return
-            raise RuntimeFailedError(
-                f"the container's root {target} cannot be unmounted: {error.strerror}"
-            ) from error
-    raise RuntimeFailedError(f"the container's root {target} is mounted too often")
+    try:
+        syscalls.unmount_all(target)
+    except OSError as error:
+        raise RuntimeFailedError(
+            f"the container's root {target} cannot be unmounted: {error.strerror}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -139,29 +134,27 @@ def ensure_directory(root_fd: int, path: str) -> None:
     Raises:
         RuntimeFailedError: something else has that name; the sentence is Docker's.
     """
-    done = ""
-    for part in (part for part in path.split("/") if part not in {"", "."}):
-        parent, done = done or "/", f"{done}/{part}"
-        try:
-            descriptor = syscalls.open_in_root(root_fd, done, os.O_PATH | os.O_DIRECTORY)
-        except FileNotFoundError:
-            _make_directory(root_fd, parent, part)
-            continue
-        except NotADirectoryError as error:
-            raise RuntimeFailedError(f"Cannot mkdir: {path} is not a directory") from error
-        os.close(descriptor)
-
-
-def _make_directory(root_fd: int, parent: str, name: str) -> None:
-    descriptor = syscalls.open_in_root(root_fd, parent, os.O_PATH | os.O_DIRECTORY)
+    if path in {"", "/"}:
+        return
     try:
-        os.mkdir(name, 0o755, dir_fd=descriptor)
-    except FileExistsError as error:
-        raise RuntimeFailedError(
-            f"Cannot mkdir: {parent.rstrip('/')}/{name} is a link to nothing"
-        ) from error
-    finally:
-        os.close(descriptor)
+        found = beneath.open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        found = _made(root_fd, path)
+    except NotADirectoryError as error:
+        raise _no_directory(path) from error
+    os.close(found)
+
+
+def _made(root_fd: int, path: str) -> int:
+    parts = os.fsencode(path).split(b"/")
+    try:
+        return beneath.make_directories(root_fd, parts, beneath.make_directory, beneath.stop_at)
+    except NotADirectoryError as error:
+        raise _no_directory(path) from error
+
+
+def _no_directory(path: str) -> RuntimeFailedError:
+    return RuntimeFailedError(f"Cannot mkdir: {path} is not a directory")
 
 
 def fill_volume(root_fd: int, mount: ContainerMount, after_step: Callable[[str], None]) -> None:
@@ -183,12 +176,13 @@ def fill_volume(root_fd: int, mount: ContainerMount, after_step: Callable[[str],
             raise RuntimeFailedError(
                 f"the image's content of {mount.target} cannot be copied to the volume at"
                 f" {mount.source}: {error.strerror or error}"
+                + (f": {error.filename}" if error.filename else "")
             ) from error
 
 
 def _content_of(root_fd: int, target: str) -> int | None:
     try:
-        return syscalls.open_in_root(root_fd, target, os.O_RDONLY | os.O_DIRECTORY)
+        return beneath.open_in_root(root_fd, target, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
             return None

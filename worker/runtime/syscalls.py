@@ -7,19 +7,20 @@ are called without the GIL, so a slow mount holds only its own thread.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-RESOLVE_IN_ROOT = 0x10
+MS_BIND = 0x1000
+MS_REC = 0x4000
 
 IN_MODIFY = 0x2
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
 
-# openat2 came after the numbers of system calls were made equal on all architectures.
-_SYS_OPENAT2 = 437
+_UNMOUNTS_MAX = 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -33,17 +34,6 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.inotify_init1.argtypes = (ctypes.c_int,)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _libc.inotify_rm_watch.argtypes = (ctypes.c_int, ctypes.c_int)
-_libc.syscall.restype = ctypes.c_long
-
-
-class _OpenHow(ctypes.Structure):
-    """`struct open_how` of openat2(2)."""
-
-    _fields_ = (  # type: ignore[mutable-override]  # ctypes declares a list where any sequence does
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
 
 
 def _check(result: int, path: str) -> int:
@@ -68,17 +58,20 @@ def unmount(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW), target)
 
 
-def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
-    """Call openat2(2) with RESOLVE_IN_ROOT: `..`, links and absolute paths stay below `root_fd`."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT)
-    result: int = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(root_fd),
-        ctypes.c_char_p(os.fsencode(path)),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-    return _check(result, path)
+def unmount_all(target: str) -> None:
+    """Unmount what is mounted at a path, however often; nothing if nothing is.
+
+    Raises:
+        OSError: it stays mounted.
+    """
+    for _ in range(_UNMOUNTS_MAX):
+        try:
+            unmount(target, MNT_DETACH)
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.ENOENT, errno.ENOTDIR}:
+                return
+            raise
+    raise OSError(errno.EBUSY, "it is mounted too often", target)
 
 
 def inotify_open() -> int:

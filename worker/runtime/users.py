@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from proto.errors import InvalidError
-from worker.runtime import syscalls
+from worker.files import beneath
 
 # An /etc/passwd larger than this is no list of users.
 FILE_BYTES_MAX = 4 << 20
-# No such file, a link to itself, something that is no directory on the way, a socket.
-_ABSENT = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
+# No such file, a link to itself, something that is no directory on the way.
+_ABSENT = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
 _ID_MAX = (1 << 31) - 1
 
 
@@ -113,18 +112,18 @@ def _number(name: str, kind: str, file: str) -> int:
 def read_in_root(root_fd: int, path: str) -> str:
     """Read a small regular file of the container; "" if it has none.
 
-    Links are followed inside the root only; a FIFO or device with that name counts as absent, so
-    that an image cannot make the daemon wait or read something else.
+    Links are followed inside the root only. A FIFO or device with that name counts as absent and
+    is never opened, so that an image can neither make the daemon wait nor have it start something.
     """
     try:
-        descriptor = syscalls.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = beneath.open_regular(root_fd, path)
     except OSError as error:
         if error.errno in _ABSENT:
             return ""
         raise
+    if descriptor is None:
+        return ""
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ""
         return os.read(descriptor, FILE_BYTES_MAX).decode(errors="replace")
     finally:
         os.close(descriptor)

@@ -9,6 +9,7 @@ import pytest
 from proto.errors import ConflictError, InvalidError, NotFoundError
 from proto.ids import ContainerID
 from worker.container import VolumeRequest
+from worker.runtime.api import ContainerMount
 from worker.volumes import VolumeStore
 
 C1, C2 = ContainerID("c" * 64), ContainerID("d" * 64)
@@ -107,16 +108,20 @@ def test_foreign_drivers_and_file_systems(store: VolumeStore, tmp_path: Path) ->
     assert device.is_dir()
 
 
-def test_subpath(store: VolumeStore, tmp_path: Path) -> None:
-    """A subpath must exist and stay inside, also through symbolic links."""
-    data = Path(store.create("data", now=1.0).mountpoint)
-    (data / "sub").mkdir()
-    (data / "out").symlink_to(tmp_path)
-    resolved = store.resolve(VolumeRequest(name="data", subpath="sub"), C1, 1.0)
-    assert resolved.path == str(data / "sub")
-    for subpath, sentence in (("none", "does not exist"), ("../..", "outside"), ("out", "outside")):
-        with pytest.raises(InvalidError, match=sentence):
-            store.resolve(VolumeRequest(name="data", subpath=subpath), C1, 1.0)
+def test_a_source_inside_of_a_volume_stays_inside(store: VolumeStore, tmp_path: Path) -> None:
+    """Whatever names a path in a volume's content: the volume is mounted by a subpath."""
+    data = store.create("data", now=1.0).mountpoint
+
+    def kept(source: str, subpath: str = "") -> tuple[str, str]:
+        mount = store.kept_inside(
+            ContainerMount(type="bind", target="/t", source=source, subpath=subpath)
+        )
+        return mount.source, mount.subpath
+
+    assert kept(f"{data}/sub/dir") == (data, "sub/dir")
+    assert kept(f"{data}/../_data/./sub", "more") == (data, "sub/more")
+    for outside in (data, str(tmp_path), "/etc/passwd", f"{tmp_path}/volumes/data/volume.json"):
+        assert kept(outside) == (outside, "")
 
 
 def test_sweep_removes_rests_without_content(tmp_path: Path) -> None:

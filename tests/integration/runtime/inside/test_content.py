@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from proto.errors import RuntimeFailedError
 from proto.logs import LogOptions
 from worker.runtime import cgroups
 from worker.runtime.api import ContainerLimits, ContainerMount
@@ -210,6 +211,82 @@ async def test_many_containers_fill_one_volume_once(runtime, config, until_said,
     for n in range(12):
         assert (volume / f"mine-{n}").read_text() == f"{n}\n"
     assert list(record.iterdir()) == []
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A volume with a directory, a file, and links: inside, out, and to where there is nothing."""
+    volume, outside = tmp_path / "volume", tmp_path / "outside"
+    (volume / "sub").mkdir(parents=True)
+    (volume / "sub/file").write_text("inside\n")
+    (volume / "in").symlink_to("sub")
+    (volume / "out").symlink_to(outside)
+    (volume / "up").symlink_to("../outside")
+    outside.mkdir()
+    (outside / "file").write_text("secret\n")
+    return volume
+
+
+def part_of(volume: Path, subpath: str, **fields) -> ContainerMount:
+    """A mount of a part of a volume."""
+    return ContainerMount(
+        type="bind", target="/part", source=str(volume), subpath=subpath, **fields
+    )
+
+
+async def test_part_of_a_volume(run, config, volume):
+    """A directory, a file, and what links inside lead to; a part to be made is made."""
+    for subpath, path in (("sub", "/part/file"), ("sub/file", "/part"), ("in", "/part/file")):
+        _, output = await run(config(f"cat {path}", mounts=(part_of(volume, subpath),)))
+        assert output == "inside\n"
+    made = part_of(volume, "made/here", create_source=True)
+    await run(config("echo new > /part/file", mounts=(made,)))
+    assert (volume / "made/here/file").read_text() == "new\n"
+
+
+@pytest.mark.parametrize(
+    ("subpath", "sentence"),
+    [
+        ("out", "leads outside of the volume"),
+        ("up", "leads outside of the volume"),
+        ("../outside", "leads outside of the volume"),
+        ("none", "does not exist"),
+        ("sub/file/none", "does not exist"),
+    ],
+)
+async def test_part_outside_of_a_volume(runtime, config, volume, subpath, sentence):
+    """It is refused, whether it is there or not, and nothing is left of the attempt."""
+    for create_source in (False, True) if sentence != "does not exist" else (False,):
+        mount = part_of(volume, subpath, create_source=create_source)
+        with pytest.raises(RuntimeFailedError, match=sentence):
+            await runtime.create(config("true", mounts=(mount,)))
+    assert [path.name for path in (volume.parent / "outside").iterdir()] == ["file"]
+
+
+STEPS = ["mount", "content", "binds", "files", "bundle", "created", "unpinned"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_exchanged_part_of_a_volume(runtime, config, volume, until_said, step):
+    """Exchanged for a link to the outside at any moment: the container never has the outside."""
+
+    def exchange(done: str) -> None:
+        if done == step:
+            (volume / "sub").rename(volume / "before")
+            (volume / "sub").symlink_to(volume.parent / "outside")
+
+    runtime.after_step = exchange
+    wanted = config("cat /part/file; echo x > /part/written", mounts=(part_of(volume, "sub"),))
+    if step in {"mount", "content"}:
+        with pytest.raises(RuntimeFailedError, match="leads outside of the volume"):
+            await runtime.create(wanted)
+    else:
+        await runtime.create(wanted)
+        await runtime.start(wanted.id)
+        await until_said(wanted.id, "inside")
+        await runtime.wait(wanted.id)
+        assert (volume / "before/written").exists()
+    assert [path.name for path in (volume.parent / "outside").iterdir()] == ["file"]
 
 
 async def test_read_only_root(run, config):

@@ -16,7 +16,10 @@ import pytest
 from proto.errors import RuntimeFailedError
 from worker.runtime.api import ContainerMount
 
-CREATION = ["directory", "config", "mount", "content", "files", "bundle", "created", "recorded"]
+CREATION = [
+    "directory", "config", "mount", "volume marked", "volume entry", "volume filled",
+    "volume unmarked", "content", "binds", "files", "bundle", "created", "unpinned", "recorded",
+]  # fmt: skip
 REMOVAL = ["killed", "cgroup removed", "state removed", "unmounted", "renamed", "removed"]
 # While conmon and the runtime are at work there is no step of ours to stop at.
 MOMENTS = [f"seconds {delay}" for delay in (0.004, 0.008, 0.012, 0.018, 0.025)]
@@ -56,9 +59,11 @@ def wanted(config, tmp_path):
     volume, record = tmp_path / "volume", tmp_path / "record"
     volume.mkdir()
     record.mkdir()
+    (tmp_path / "other/sub").mkdir(parents=True)
     return config(
         "cat /data/first; sleep 60",
         mounts=(
+            ContainerMount(type="bind", target="/o", source=str(tmp_path / "other"), subpath="sub"),
             ContainerMount(
                 type="bind", target="/data", source=str(volume), fill_record=str(record)
             ),
