@@ -27,7 +27,6 @@ from worker.images.api import Image, Progress
 from worker.images.compression import is_gzip
 from worker.images.config import Parsed, parse_config
 from worker.images.disk import Disk
-from worker.images.kernel import sync_filesystem
 from worker.images.references import Reference, parse
 from worker.images.state import Garbage, ImageRecord, LayerRecord, State
 from worker.images.unpack import Unpacked, check_blob, unpack_blob
@@ -250,7 +249,7 @@ class Content:
             manifest=manifest[0] if manifest else "",
             blobs=blobs,
         )
-        await self.in_thread(lambda _: sync_filesystem(self.disk.root))
+        await self.in_thread(lambda _: self.disk.sync())
         await self.commit(
             lambda state: states.with_image(state, parsed.id, record, names),
             documents={parsed.id: config, **(dict([manifest]) if manifest else {})},
@@ -370,7 +369,7 @@ def recovered(disk: Disk, stop: threading.Event) -> tuple[State, dict[ImageID, P
     )
     state, dropped = states.collected(state, ())
     if state != loaded:
-        sync_filesystem(disk.root)
+        disk.sync()
         disk.store(state)
     removed = disk.sweep(state)
     if removed or garbage.layers or dropped.layers:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from proto.errors import ConflictError, CorruptError, InvalidError
+from worker.files import kernel, tree
 from worker.images import state as states
 from worker.images.state import State
 
@@ -57,6 +57,14 @@ class Disk:
     def close(self) -> None:
         """Give up the lock."""
         os.close(self._lock)
+
+    def sync(self) -> None:
+        """Write everything of the filesystem that holds the store to the disk."""
+        directory = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            kernel.sync_filesystem(directory)
+        finally:
+            os.close(directory)
 
     def blob(self, digest: str) -> Path:
         """Where a blob is or would be."""
@@ -126,10 +134,7 @@ class Disk:
     def clear(self, paths: Iterable[Path]) -> None:
         """Remove files and whole trees."""
         for path in paths:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            tree.remove(path)
 
     def sweep(self, state: State) -> list[str]:
         """Remove blobs and layers that the metadata does not name; return their names."""

@@ -1,9 +1,10 @@
 """Unpacking a layer into a directory that overlayfs takes as it is.
 
 A layer is a tar archive from anybody: every path in it is hostile. Names are resolved lexically,
-then each parent is opened by the kernel beneath the layer's directory (`open_beneath`), and all
-work is done relative to that descriptor without following links. So nothing is ever read or
-written outside, and a name that would lead there is refused.
+then each parent is opened by the kernel as if the layer's directory were the root (`worker.files`),
+and all work is done relative to that descriptor without following links. So nothing is ever read
+or written outside: a name that climbs out is refused, and a link, absolute or not, leads where it
+would lead a process inside.
 
 Whiteouts become what overlayfs knows: `.wh.name` a character device 0:0, `.wh..wh..opq` the
 attribute `trusted.overlay.opaque`. By the format a whiteout hides what *lower* layers have, never
@@ -18,7 +19,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 import stat
 import tarfile
 import threading
@@ -29,8 +29,8 @@ from typing import Self
 import msgspec
 
 from proto.errors import InvalidError
+from worker.files import beneath, tree
 from worker.images.compression import Hashing, decompressed
-from worker.images.kernel import open_beneath
 from worker.images.tarstream import lexical_parts, members_of
 from worker.images.work import CHUNK_BYTES, Reader, Watched
 
@@ -42,8 +42,6 @@ _XATTR_KEY = "SCHILY.xattr."
 # Labels of the machine that made the layer mean nothing here.
 _FOREIGN_XATTRS = frozenset({"security.selinux", "security.ima", "security.evm"})
 _WHITEOUT_DEVICE = os.makedev(0, 0)
-# Of a directory that the archive has no entry for, as Docker has it.
-_IMPLICIT_MODE = 0o755
 _NANOSECONDS = 1_000_000_000
 _TIME_SECONDS_MAX = 1 << 34
 # Errors that come of what an entry asks for; any other is the machine's or the stream's.
@@ -163,8 +161,7 @@ class LayerUnpacker:
                 except OSError as error:
                     if error.errno not in _ENTRY_ERRORS:
                         raise
-                    reason = _refusal(error)
-                    raise self._refused(member.name, reason) from error
+                    raise self._refused(member.name, error.strerror or str(error)) from error
                 except (OverflowError, ValueError) as error:
                     raise self._refused(member.name, str(error)) from error
         self._set_directory_times()
@@ -183,7 +180,7 @@ class LayerUnpacker:
                 raise self._refused(member.name, "only a directory can be the layer's root")
             self._finish_directory(self._root, member, parts)
             return
-        parent = self._open_parent(parts[:-1], member.name)
+        parent = self._open_parent(parts[:-1])
         name = parts[-1]
         if name == _OPAQUE_MARKER:
             os.setxattr(parent, _OPAQUE, b"y")
@@ -201,11 +198,11 @@ class LayerUnpacker:
 
     # Parents.
 
-    def _open_parent(self, parts: Parts, entry: str) -> int:
+    def _open_parent(self, parts: Parts) -> int:
         if self._parent is not None and self._parent[0] == parts:
             return self._parent[1]
         self._forget_parent()
-        fd = self._open_directory(parts, entry, create=True)
+        fd = self._open_directory(parts, create=True)
         self._parent = (parts, fd)
         return fd
 
@@ -214,52 +211,17 @@ class LayerUnpacker:
             os.close(self._parent[1])
             self._parent = None
 
-    def _open_directory(self, parts: Parts, entry: str, *, create: bool) -> int:
+    def _open_directory(self, parts: Parts, *, create: bool) -> int:
+        """Open a directory of the layer, through links as a process inside would see them."""
         path = b"/".join(parts) or b"."
         try:
-            return open_beneath(self._root, path, _DIRECTORY_FLAGS)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise self._refused(
-                    entry, "a symbolic link in its path leads out of the layer"
-                ) from error
-            if error.errno == errno.ENOENT and create:
-                self._make_directory(parts, entry)
-            elif error.errno == errno.ENOTDIR and create:
-                self._replace_whiteout(parts, entry)
-            else:
+            return beneath.open_in_root(self._root, path, _DIRECTORY_FLAGS)
+        except (FileNotFoundError, NotADirectoryError):
+            if not create:
                 raise
-        return open_beneath(self._root, path, _DIRECTORY_FLAGS)
-
-    def _make_directory(self, parts: Parts, entry: str) -> None:
-        """Make a directory that the archive has no entry for, and those above it."""
-        above = self._open_directory(parts[:-1], entry, create=True)
-        try:
-            os.mkdir(parts[-1], 0o755, dir_fd=above)
-            os.chmod(parts[-1], _IMPLICIT_MODE, dir_fd=above)
-        finally:
-            os.close(above)
-
-    def _replace_whiteout(self, parts: Parts, entry: str) -> None:
-        """Make way where a directory is needed at or above a whiteout of this layer."""
-        for count in range(1, len(parts) + 1):
-            above = self._open_directory(parts[: count - 1], entry, create=True)
-            try:
-                status = _lstat(parts[count - 1], above)
-                if status is None or not _is_whiteout(status):
-                    continue
-                os.unlink(parts[count - 1], dir_fd=above)
-                os.mkdir(parts[count - 1], 0o755, dir_fd=above)
-                os.chmod(parts[count - 1], _IMPLICIT_MODE, dir_fd=above)
-                self._make_opaque(parts[count - 1], above)
-            finally:
-                os.close(above)
-            self._open_and_close(parts, entry)
-            return
-        raise self._refused(entry, "a part of its path is not a directory")
-
-    def _open_and_close(self, parts: Parts, entry: str) -> None:
-        os.close(self._open_directory(parts, entry, create=True))
+        return beneath.make_directories(
+            self._root, parts, beneath.make_directory, _replace_whiteout, _DIRECTORY_FLAGS
+        )
 
     # Entries.
 
@@ -271,14 +233,7 @@ class LayerUnpacker:
             os.mknod(name, stat.S_IFCHR, _WHITEOUT_DEVICE, dir_fd=parent)
         elif stat.S_ISDIR(status.st_mode):
             # The layer has its own directory of this name: only the lower one goes.
-            self._make_opaque(name, parent)
-
-    def _make_opaque(self, name: bytes, parent: int) -> None:
-        fd = os.open(name, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent)
-        try:
-            os.setxattr(fd, _OPAQUE, b"y")
-        finally:
-            os.close(fd)
+            _make_opaque(name, parent)
 
     def _directory(self, parent: int, parts: Parts, member: tarfile.TarInfo) -> None:
         name = parts[-1]
@@ -311,7 +266,7 @@ class LayerUnpacker:
             raise self._refused(
                 member.name, f'its target "{member.linkname}" leads out of the layer'
             )
-        above = self._open_directory(target[:-1], member.name, create=False)
+        above = self._open_directory(target[:-1], create=False)
         try:
             source = _lstat(target[-1], above)
             if source is None or stat.S_ISDIR(source.st_mode) or _is_whiteout(source):
@@ -376,7 +331,7 @@ class LayerUnpacker:
     def _remove(self, name: bytes, parent: int, status: os.stat_result) -> None:
         """Remove what stands where another entry of the same name goes; the last one wins."""
         if stat.S_ISDIR(status.st_mode):
-            shutil.rmtree(name, dir_fd=parent)
+            tree.remove(name, dir_fd=parent)
         else:
             os.unlink(name, dir_fd=parent)
 
@@ -385,10 +340,10 @@ class LayerUnpacker:
         for parts, time_ns in self._directory_times.items():
             path = b"/".join(parts) or b"."
             try:
-                fd = open_beneath(self._root, path, _DIRECTORY_FLAGS)
+                fd = beneath.open_in_root(self._root, path, _DIRECTORY_FLAGS)
             except OSError as error:
                 # A later entry replaced the directory.
-                if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.ELOOP}:
+                if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
                     continue
                 raise
             try:
@@ -397,10 +352,21 @@ class LayerUnpacker:
                 os.close(fd)
 
 
-def _refusal(error: OSError) -> str:
-    if error.errno == errno.EEXIST:
-        return "a part of its path is a symbolic link to nowhere"
-    return error.strerror or str(error)
+def _make_opaque(name: bytes, parent: int) -> None:
+    fd = os.open(name, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        os.setxattr(fd, _OPAQUE, b"y")
+    finally:
+        os.close(fd)
+
+
+def _replace_whiteout(parent: int, name: bytes, status: os.stat_result) -> None:
+    """Make way where a directory is needed at or above a whiteout of this layer."""
+    if not _is_whiteout(status):
+        beneath.stop_at(parent, name, status)
+    os.unlink(name, dir_fd=parent)
+    beneath.make_directory(parent, name)
+    _make_opaque(name, parent)
 
 
 def _lstat(name: bytes, parent: int) -> os.stat_result | None:
