@@ -87,6 +87,11 @@ class Members(Shipping):
         return self._core.membership
 
     @property
+    def membership_index(self) -> int:
+        """The entry that brought `membership`; 0 while nothing but its peers was told to it."""
+        return self._core.membership_index
+
+    @property
     def is_removed(self) -> bool:
         """Whether this member was removed from the group, as far as it knows."""
         return self._me.id in self._core.membership.removed
@@ -115,12 +120,20 @@ class Members(Shipping):
             for member in core.membership.members
         ]
 
-    async def add_learner(self, node_id: NodeName, address: str) -> RaftID:
+    async def add_learner(
+        self, node_id: NodeName, address: str, *, check: Callable[[], None] = lambda: None
+    ) -> RaftID:
         """Let a node join: it gets the log, and is promoted when it has caught up.
 
         Asked again for the same node and address, it returns the same number, so whoever lost the
         answer asks again. The promotion is this leader's affair: if it is lost meanwhile, the
         next one is to be asked again too.
+
+        Args:
+            node_id: the node's.
+            address: where peers reach it.
+            check: called at the moment when the change gets its place in the log; raises a
+                `SwarmError` if the node may not join (any more), which is raised from here.
 
         Returns:
             The number with which the node has to `join`.
@@ -133,7 +146,12 @@ class Members(Shipping):
         found = self._member_of(node_id)
         if found is None:
             member_id = new_id(self._rng)
-            await self._change(lambda: AddLearner(member_id, node_id, address), f"add {node_id}")
+
+            def change() -> Change:
+                check()
+                return AddLearner(member_id, node_id, address)
+
+            await self._change(change, f"add {node_id}")
             log.info("raft_member_added", member_id=member_id, peer_id=node_id, address=address)
         elif found.address != address:
             raise ConflictError(f"node {node_id} is a manager already, at {found.address}")

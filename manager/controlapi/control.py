@@ -200,8 +200,8 @@ class Control:
 
         def change(tx: Transaction) -> None:
             node = references.find_node(tx, ref)
-            is_manager = NodeRole.MANAGER in {node.role, node.spec.role}
-            if is_manager or node.manager_status is not None:
+            # The roles alone: what was noted of it as a manager may be from before it was demoted.
+            if NodeRole.MANAGER in {node.role, node.spec.role}:
                 raise ConflictError(
                     f"node {node.id} is a cluster manager and is a member of the raft cluster. "
                     "It must be demoted to worker before removal"

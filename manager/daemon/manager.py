@@ -32,10 +32,11 @@ from manager.daemon.supervisor import Supervisor
 from manager.dispatcher.core import DispatcherCore
 from manager.dispatcher.switch import DispatcherSwitch
 from manager.nodeport.remotes import ManagerPeer, Remotes
+from manager.nodeport.standing import check_candidate, check_row
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Transaction
 from proto.clock import Clock
-from proto.errors import DeniedError, NotFoundError, NotLeaderError, SwarmError
+from proto.errors import DeniedError, NotLeaderError, SwarmError, UnavailableError
 from proto.ids import NodeID
 from proto.objects import (
     Cluster,
@@ -265,7 +266,7 @@ class Manager:
             # Only now: grpc takes memory that a node alone does without.
             from manager.daemon.nodeport import open_transport  # noqa: PLC0415
 
-            self._transport, self.logs = await open_transport(
+            self._transport, self.logs, authorizer = await open_transport(
                 self,
                 self._identity,
                 self._credentials,
@@ -276,6 +277,7 @@ class Manager:
             )
             self.raft.connect(cast("RaftTransport", self._transport))
             self._supervisor.start("log requests", self.logs.run)
+            self._supervisor.start("callers", authorizer.run)
             log.info("node_port_opened", address=node_port_address(self._identity.listen_addr))
 
     def credentials_changed(self) -> None:
@@ -309,22 +311,67 @@ class Manager:
 
         Raises:
             NotLeaderError: another manager leads.
-            NotFoundError: there is no such node.
+            RemovedError: there is no such node.
+            DeniedError: it is no manager, or is to be none.
             SwarmError: as `RaftNode.add_learner`.
         """
         if not self.store.term:
             # Before all else: what this manager has not been told of yet may exist.
             raise NotLeaderError(self.leader_node_port())
-        await self.store.update(lambda tx: _admissible(tx, node_id))
+
+        def check() -> None:
+            # The head: a demotion that has its place in the log before this counts. It may never
+            # be committed, so that what is answered is only that this is not known.
+            try:
+                check_candidate(self.store.head(), node_id)
+            except SwarmError as error:
+                raise UnavailableError(f"{error.message}; ask again") from error
+
+        await self.store.update(lambda tx: check_candidate(tx, node_id))
         known = {member.node_id: member.address for member in self.raft.membership.members}
         if known.get(node_id, address) != address:
             await self.raft.change_address(node_id, address)
-        member_id = await self.raft.add_learner(node_id, address)
+        member_id = await self.raft.add_learner(node_id, address, check=check)
         # Last: whoever sees the row change finds the group changed, too.
         unlock_key = await self.store.update(lambda tx: _note_addresses(tx, node_id, api_address))
         return Admission(member_id, self.raft.membership.members, unlock_key)
 
+    async def dismiss(self, node_id: NodeID) -> None:
+        """Take a manager out of the group on its own word; not one that is no manager any more.
+
+        Raises:
+            NotLeaderError: another manager leads.
+            RemovedError, DeniedError: as `check_row`.
+            SwarmError: as `RaftNode.remove`.
+        """
+        await self.store.update(lambda tx: check_row(tx, node_id, as_manager=True, is_newest=True))
+        await self.raft.remove(node_id)
+
     # --------------------------------------------------------------- queries
+
+    def knows_members(self) -> bool:
+        """Tell whether the store is as new as the log's membership.
+
+        If so every member has its row there: a node gets a manager's role before it becomes a
+        member, and loses it after it has ceased to be one.
+        """
+        if self.store.term:
+            return True
+        view = self.store.view()
+        return (
+            bool(self.raft.membership.members)
+            and bool(list(view.clusters))
+            and self.store.applied_index >= self.raft.membership_index
+        )
+
+    def is_heard(self, node_id: NodeID) -> bool:
+        """Tell whether the log listens to a node: a member of it, and a manager by its row."""
+        if not self.raft.is_allowed(node_id):
+            return False
+        if not self.knows_members():
+            return True
+        node = self.store.view().nodes.get(node_id)
+        return node is not None and node.role is NodeRole.MANAGER
 
     def knows_address(self, node_id: NodeID, address: str, api_address: str) -> bool:
         """Tell whether the group and the cluster know that a manager is reached there."""
@@ -408,23 +455,12 @@ async def leave_group(request: Callable[[], Awaitable[object]], seconds_max: flo
         log.warning("group_not_left", reason=error.message)
 
 
-def _admissible(tx: Transaction, node_id: NodeID) -> Node:
-    """Return the row of a node that may become a manager.
-
-    Within a transaction, so that neither a yes nor a no rests on what is never committed.
-
-    Raises:
-        NotFoundError: there is no such node.
-    """
-    node = tx.nodes.get(node_id)
-    if node is None:
-        raise NotFoundError("node", node_id)
-    return node
-
-
 def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:
     """Write where the manager's API is; return the cluster's unlock key."""
-    node = _admissible(tx, node_id)
+    # Once more: it may have been demoted while it was let in, and gets no key then.
+    check_candidate(tx, node_id)
+    node = tx.nodes.get(node_id)
+    assert node is not None
     if node.manager_status is None or node.manager_status.addr != api_address:
         # The leader's own agent, served in process, has no connection whose address is seen.
         host = split_port(api_address, "address")[0]

@@ -17,7 +17,7 @@ from manager.dispatcher.service import DispatcherService
 from manager.logbroker.asker import Asker
 from manager.logbroker.collector import Collector
 from manager.logbroker.service import LogsService
-from manager.nodeport.authorize import authorizing_interceptor
+from manager.nodeport.authorize import Authorizer, authorizing_interceptor
 from manager.nodeport.claims import checked_port_address
 from manager.nodeport.errors import abort
 from manager.nodeport.peer import identity_of
@@ -94,7 +94,7 @@ class ManagersService(managers_pb2_grpc.ManagersServicer):
     ) -> managers_pb2.ManagerLeaveReply:
         """Take the caller out of the group; refused when the others would have no quorum."""
         try:
-            await self._manager.raft.remove(identity_of(context).node_id)
+            await self._manager.dismiss(identity_of(context).node_id)
         except SwarmError as error:
             await abort(context, error)
         return managers_pb2.ManagerLeaveReply()
@@ -109,8 +109,8 @@ async def open_transport(
     listen_address: str,
     clock: Clock,
     rng: random.Random,
-) -> tuple[Transport, Collector]:
-    """Serve all services of the node port; return it, and what reads logs of other nodes.
+) -> tuple[Transport, Collector, Authorizer]:
+    """Serve all services of the node port; return it, what reads logs of other nodes, and its gate.
 
     Raises:
         UnavailableError: the address cannot be listened on.
@@ -123,7 +123,7 @@ async def open_transport(
         on_messages=raft.on_messages,
         on_snapshot=raft.on_snapshot,
         on_unreachable=raft.on_unreachable,
-        is_allowed=raft.is_allowed,
+        is_allowed=manager.is_heard,
         clock=clock,
         rng=rng,
         address=node_port_address(identity.advertise_addr),
@@ -147,6 +147,9 @@ async def open_transport(
     dispatcher = DispatcherService(manager.dispatcher, manager.leader_node_port)
     authority = CAService(manager.authority, clock)
     managers = ManagersService(manager)
+    authorizer = authorizing_interceptor(
+        identity.cluster_id, lambda: manager.store, clock, knows_members=manager.knows_members
+    )
     await transport.start(
         listen_address,
         add_services=[
@@ -155,6 +158,6 @@ async def open_transport(
             lambda server: logs_pb2_grpc.add_LogsServicer_to_server(logs, server),
             lambda server: managers_pb2_grpc.add_ManagersServicer_to_server(managers, server),
         ],
-        interceptors=[authorizing_interceptor(identity.cluster_id, lambda: manager.store, clock)],
+        interceptors=[authorizer],
     )
-    return transport, collector
+    return transport, collector, authorizer

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import structlog
 
+from manager.nodeport.standing import check_candidate
 from manager.store import Store, Transaction
 from proto.clock import Clock
 from proto.errors import ConflictError, NotLeaderError, SwarmError
@@ -62,11 +63,12 @@ def plan(nodes: Iterable[Node], members: Sequence[MemberStatus]) -> list[Action]
     member_ids = {member.node_id for member in members}
     actions: list[Action] = []
     for node in sorted(by_id.values(), key=lambda node: node.id):
-        if node.role is node.spec.role:
-            continue
         if node.spec.role is NodeRole.MANAGER:
-            actions.append(SetRole(node.id, NodeRole.MANAGER))
-        elif node.id not in member_ids:
+            if node.role is not NodeRole.MANAGER:
+                actions.append(SetRole(node.id, NodeRole.MANAGER))
+        elif node.id not in member_ids and (
+            node.role is not NodeRole.WORKER or node.manager_status is not None
+        ):
             actions.append(SetRole(node.id, NodeRole.WORKER))
     for member in sorted(members, key=lambda member: member.node_id):
         known = by_id.get(NodeID(member.node_id))
@@ -88,59 +90,74 @@ class RoleManager:
         self._admitted: set[NodeID] = set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled.
+
+        Everything is looked at again every few seconds, also when all seems settled: who is a
+        member may change without any change of a node.
+        """
         async with self._store.watch(Node) as watch:
             while True:
-                is_settled = await self.reconcile()
+                await self.reconcile()
                 try:
-                    async with asyncio.timeout(None if is_settled else RECONCILE_SECONDS):
+                    async with asyncio.timeout(RECONCILE_SECONDS):
                         await anext(watch)
                     watch.drain()
                 except TimeoutError:
                     pass
 
-    async def reconcile(self) -> bool:
-        """Do what is due; tell whether nothing is left to do but to wait for events."""
+    async def reconcile(self) -> None:
+        """Do what is due, each once; what cannot be done keeps nothing else from being done."""
+        tried: set[Action] = set()
         while True:
-            actions = plan(self._store.view().nodes, self._raft.status())
             todo = [
-                a for a in actions if not (isinstance(a, Admit) and a.node_id in self._admitted)
+                action
+                for action in plan(self._store.view().nodes, self._raft.status())
+                if action not in tried
+                and not (isinstance(action, Admit) and action.node_id in self._admitted)
             ]
             if not todo:
-                return not actions
-            for action in todo:
-                if not await self._is_done(action):
-                    return False
+                return
+            # One, then look again: who may have which role depends on who is a member now.
+            tried.add(todo[0])
+            await self._try(todo[0])
 
-    async def _is_done(self, action: Action) -> bool:
+    async def _try(self, action: Action) -> None:
         try:
             match action:
                 case SetRole(node_id=node_id, role=role):
                     await self._store.update_without_barrier(
-                        lambda tx: _set_role(tx, node_id, role)
+                        lambda tx: _set_role(tx, node_id, role, is_member=self._is_member(node_id))
                     )
                     log.info("node_role_set", node_id=node_id, role=role.name)
                 case Expel(node_id=node_id):
                     await self._raft.remove(node_id)
+                    self._admitted.discard(node_id)
                     log.info("manager_expelled", node_id=node_id)
                 case Admit(node_id=node_id, address=address):
                     # The log promotes it by itself from here on.
-                    await self._raft.add_learner(node_id, address)
+                    await self._raft.add_learner(
+                        node_id,
+                        address,
+                        check=lambda: check_candidate(self._store.head(), node_id),
+                    )
                     self._admitted.add(node_id)
-        except NotLeaderError:
-            return False  # The next leader has a role manager too.
-        except ConflictError as error:
-            log.warning("role_not_changed", action=repr(action), reason=error.message)
-            return False
+        except NotLeaderError as error:
+            # The next leader has a role manager too.
+            log.info("role_left_to_leader", action=repr(action), reason=error.message)
         except SwarmError as error:
-            log.warning("role_not_changed", action=repr(action), error=error.message)
-            return False
-        return True
+            log.warning("role_not_changed", action=repr(action), reason=error.message)
+
+    def _is_member(self, node_id: NodeID) -> bool:
+        return any(member.node_id == node_id for member in self._raft.membership.members)
 
 
-def _set_role(tx: Transaction, node_id: NodeID, role: NodeRole) -> None:
+def _set_role(tx: Transaction, node_id: NodeID, role: NodeRole, *, is_member: bool) -> None:
     node = tx.nodes.get(node_id)
     if node is None or node.spec.role is not role:
         return
+    if role is NodeRole.WORKER and is_member:
+        # It came back in since it was looked at. A member has the role of a manager, always:
+        # managers that the log has told less than others rely on it.
+        raise ConflictError(f"node {node_id} is a member of the managers' group again")
     manager_status = node.manager_status if role is NodeRole.MANAGER else None
     tx.update(msgspec.structs.replace(node, role=role, manager_status=manager_status))

@@ -1,18 +1,24 @@
 """Who may call what on the API port. Pure, but for the middleware at the end.
 
 On the unix socket the file's mode decides. On TLS a manager of this cluster, by its certificate,
-may call everything; everybody else, a worker too, only what joining needs.
+may call everything; everybody else, a worker too, only what joining needs. Whether it is a manager
+says its row, when it calls and for as long as an answer lasts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from manager.httpapi.backend import Backend
 from manager.httpapi.contexts import peer_identity
 from manager.httpapi.requests import CALLER, CLOCK, backend_of
+from manager.nodeport.standing import OpenCall, OpenCalls
+from proto.clock import Clock
 from proto.errors import DeniedError, InvalidError, NotFoundError
 from proto.objects import Cluster, Node, NodeRole
 from raft.transport.identity import Identity, check_manager
@@ -20,6 +26,8 @@ from raft.transport.identity import Identity, check_manager
 # A request for a certificate takes 1 KiB.
 JOIN_BYTES_MAX = 64 * 1024
 JOIN_PATHS = frozenset({"/join/v1/root", "/join/v1/certificate"})
+
+_ONLY_READ = frozenset({"GET", "HEAD"})
 
 _ONLY_MANAGERS = (
     "this port serves managers of the cluster only, by their certificates; use the socket of the "
@@ -52,11 +60,51 @@ def check_caller(identity: Identity, cluster: Cluster, node: Node | None, now: f
 async def only_managers(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let through managers, and anybody who wants to join."""
     resource = request.match_info.route.resource
-    if resource is None or resource.canonical not in JOIN_PATHS:
-        request[CALLER] = _checked_caller(request)
-    else:
+    if resource is not None and resource.canonical in JOIN_PATHS:
         await _read_small_body(request)
-    return await handler(request)
+        return await handler(request)
+    caller = request[CALLER] = _checked_caller(request)
+    if request.method not in _ONLY_READ:
+        # What was begun is done; it was asked for by who was a manager.
+        return await handler(request)
+    with request.app[CALLERS].opened(request, caller) as call:
+        try:
+            return await handler(request)
+        finally:
+            if call.refusal is not None and request.transport is not None:
+                # A part of the answer may have been sent: there is no other way to end it.
+                request.transport.abort()
+
+
+class Callers:
+    """The managers whose requests are being answered: an answer that lasts ends when they may not.
+
+    Begins to watch the nodes at the first request; `close` ends it.
+    """
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        """Watch nobody yet."""
+        self._backend = backend
+        self._clock = clock
+        self._calls = OpenCalls(clock)
+        self._following: asyncio.Task[None] | None = None
+
+    def opened(
+        self, request: web.Request, caller: Identity
+    ) -> contextlib.AbstractContextManager[OpenCall]:
+        """Keep a request for as long as it is being answered."""
+        if self._following is None or self._following.done():
+            self._following = asyncio.create_task(self._calls.follow(self._backend.watch(Node)))
+        return self._calls.opened(caller, lambda: _check_now(request, caller))
+
+    async def close(self) -> None:
+        """Watch no more."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+
+
+CALLERS: web.AppKey[Callers] = web.AppKey("callers", Callers)
 
 
 async def _read_small_body(request: web.Request) -> None:
@@ -76,6 +124,12 @@ def _checked_caller(request: web.Request) -> Identity:
     identity = peer_identity(tls) if isinstance(tls, ssl.SSLObject) else None
     if identity is None:
         raise DeniedError(_ONLY_MANAGERS)
+    _check_now(request, identity)
+    return identity
+
+
+def _check_now(request: web.Request, identity: Identity) -> None:
+    """Raise the reason why a caller is no manager, or no longer."""
     control = backend_of(request).control()
     try:
         node = control.node(identity.node_id)
@@ -84,4 +138,3 @@ def _checked_caller(request: web.Request) -> Identity:
     if node is not None and node.id != identity.node_id:
         node = None  # a reference may be a name too; a certificate's is an ID
     check_caller(identity, control.cluster(), node, request.app[CLOCK].wall())
-    return identity

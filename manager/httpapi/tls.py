@@ -23,11 +23,11 @@ from aiohttp.web_protocol import RequestHandler
 from typing_extensions import override
 
 from manager.ca.root import create_root
-from manager.httpapi.access import only_managers
+from manager.httpapi.access import CALLERS, Callers, only_managers
 from manager.httpapi.contexts import server_context
 from manager.httpapi.idle import IdleGuard
 from manager.httpapi.middleware import errors_as_json
-from manager.httpapi.requests import CALLER
+from manager.httpapi.requests import BACKEND, CALLER, CLOCK
 from proto.errors import InUseError, InvalidError, UnavailableError
 from raft.transport.identity import Credentials
 
@@ -301,8 +301,10 @@ async def serve_tls(
         lambda request: MANAGER_IDLE_SECONDS_MAX if CALLER in request else head_seconds_max,
     )
     # The guard waits on while a stranger sends its body, and while it is refused.
+    callers = app[CALLERS] = Callers(app[BACKEND], app[CLOCK])
     inside = app.middlewares.index(errors_as_json) + 1
     app.middlewares[inside:inside] = [only_managers, guard.middleware()]
+    app.on_cleanup.append(lambda _app: callers.close())
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -103,7 +103,9 @@ def _update(console: Console, flags: Flags, arguments: list[str]) -> None:
     _change(console, arguments, merge, lambda reference: reference)
 
 
-def _set_role(role: str, console: Console, arguments: list[str], report: str) -> None:
+def _set_role(
+    role: str, console: Console, arguments: list[str], report: Callable[[str], str]
+) -> None:
     def merge(node: Any) -> bool:
         if node["Spec"].get("Role") == role:
             console.line(f"Node {node['ID']} is already a {role}.")
@@ -111,15 +113,35 @@ def _set_role(role: str, console: Console, arguments: list[str], report: str) ->
         node["Spec"]["Role"] = role
         return True
 
-    _change(console, arguments, merge, report.format)
+    _change(console, arguments, merge, report)
 
 
 def _promote(console: Console, _flags: Flags, arguments: list[str]) -> None:
-    _set_role("manager", console, arguments, "Node {} promoted to a manager in the swarm.")
+    _set_role("manager", console, arguments, "Node {} promoted to a manager in the swarm.".format)
+
+
+_OLD_KEYS = (
+    "Its certificate of a manager does not count from the moment it is a worker (MANAGER STATUS of "
+    "`swarm node ls` is empty then). Its disk had the key of the cluster's root, the join tokens "
+    "and the unlock key: if somebody may have read it, revoke them with `swarm ca --rotate`, "
+    "`swarm join-token --rotate worker`, `swarm join-token --rotate manager` and `swarm unlock-key "
+    "--rotate`."
+)
 
 
 def _demote(console: Console, _flags: Flags, arguments: list[str]) -> None:
-    _set_role("worker", console, arguments, "Manager {} demoted in the swarm.")
+    demoted: list[str] = []
+
+    def report(reference: str) -> str:
+        demoted.append(reference)
+        return f"Manager {reference} demoted in the swarm."
+
+    try:
+        _set_role("worker", console, arguments, report)
+    finally:
+        # For a person; scripts get what Docker prints.
+        if demoted and console.is_terminal:
+            console.warn(_OLD_KEYS)
 
 
 def _remove(console: Console, flags: Flags, arguments: list[str]) -> None:

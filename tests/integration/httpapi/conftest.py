@@ -32,7 +32,7 @@ from manager.httpapi.backend import (
     SwarmFacts,
 )
 from manager.httpapi.server import Listener, TlsListener, serve_tls, serve_unix
-from manager.store import Store
+from manager.store import Store, Watch
 from proto.clock import SystemClock
 from proto.errors import LockedError, NotLeaderError, SwarmError
 from proto.ids import ClusterID, NodeID
@@ -46,6 +46,7 @@ from proto.objects import (
     NodeSpec,
     NodeState,
     NodeStatus,
+    Object,
     Reachability,
     RemovedNode,
 )
@@ -184,6 +185,10 @@ class Manager:
         if self.is_locked:
             raise LockedError
         return self._control
+
+    def watch(self, *kinds: type[Object]) -> Watch:
+        """Watch the store."""
+        return self.store.watch(*kinds)
 
     async def read_barrier(self) -> None:
         """Do as the test says."""
@@ -343,10 +348,16 @@ class Managers:
         headers: dict[str, str] | None = None,
     ) -> Answer:
         """Ask a manager on its API port, without looking who it is."""
+        reader, writer = await self.dial(name, credentials)
+        return await exchange(reader, writer, f"{method} {path}", body, headers)
+
+    async def dial(
+        self, name: str, credentials: Credentials | None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a manager's API port."""
         host, _, port = self.all[name].address.rpartition(":")
         context = client_context(self.folder, credentials)
-        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
-        return await exchange(reader, writer, f"{method} {path}", body, headers)
+        return await asyncio.open_connection(host, int(port), ssl=context)
 
 
 def _app(manager: Manager) -> web.Application:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from manager.httpapi.backend import LeaderInfo
+from manager.store import Transaction
 from proto.errors import UnavailableError
 from proto.ids import NodeID
+from proto.objects import Node, NodeRole
 from raft.transport.identity import WORKER_ROLE
 
 if TYPE_CHECKING:
@@ -301,3 +305,30 @@ async def test_a_server_that_stops_keeps_nobody_waiting(managers: Managers) -> N
     answer = await waiting
     assert time.monotonic() - started < 2.5  # the pause would take longer
     assert (answer.status, "is stopping" in answer.message) == (503, True)
+
+
+@pytest.mark.parametrize("change", ["demoted", "removed"])
+async def test_an_answer_ends_when_its_caller_is_no_manager_any_more(
+    managers: Managers, change: str
+) -> None:
+    """What a manager had asked for before it was demoted goes on no longer than that."""
+    reader, writer = await managers.dial("m1", managers.pki.credentials("m3"))
+    writer.write(b"GET /events HTTP/1.1\r\nHost: m1\r\n\r\n")
+    async with asyncio.timeout(10):
+        assert b"200" in await reader.readline()
+        while await reader.readline() != b"\r\n":
+            pass
+
+        def end(tx: Transaction) -> None:
+            node = tx.nodes.get(NodeID("m3"))
+            assert node is not None
+            if change == "removed":
+                tx.delete(Node, node.id)
+            else:
+                tx.update(msgspec.structs.replace(node, role=NodeRole.WORKER))
+
+        await managers.store.update(end)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.read(1000):
+                pass
+    writer.close()

@@ -161,19 +161,20 @@ class Manager:
             on_messages=lambda _node, _messages: None,
             on_snapshot=self._snapshot,
             on_unreachable=lambda _node: None,
-            is_allowed=lambda node_id: node_id == "peer",
+            is_allowed=lambda node_id: node_id in {"peer", "demoted"},
             clock=clock,
             rng=rng,
         )
+        gate = authorizing_interceptor(
+            CLUSTER, lambda: self.store, clock, knows_members=lambda: self.store.term > 0
+        )
         self.port = await self.transport.start(
-            f"127.0.0.1:{port}",
-            add_services=(self._add,),
-            interceptors=(authorizing_interceptor(CLUSTER, lambda: self.store, clock),),
+            f"127.0.0.1:{port}", add_services=(self._add,), interceptors=(gate,)
         )
         self.address = f"127.0.0.1:{self.port}"
         self.peers = (ManagerPeer(self.node_id, self.address),)
         self.collector.address = self.address
-        self.running = asyncio.gather(self.core.run(), self.collector.run())
+        self.running = asyncio.gather(self.core.run(), self.collector.run(), gate.run())
         return self
 
     def _read_logs(self, rng):
@@ -240,6 +241,7 @@ def node_row(node_id, role=NodeRole.WORKER, state=NodeState.UNKNOWN):
 ROWS = (
     node_row("manager", NodeRole.MANAGER),
     node_row("peer", NodeRole.MANAGER),
+    node_row("demoted"),
     node_row("w1"),
     node_row("w2"),
 )

@@ -8,6 +8,7 @@ import ssl
 import time
 
 import grpc
+import msgspec
 import pytest
 from grpc import aio
 
@@ -22,7 +23,7 @@ from proto.errors import (
     NotImplementedYetError,
     UnavailableError,
 )
-from proto.objects import NodeDescription
+from proto.objects import NodeDescription, NodeRole, RemovedNode
 from proto.v1 import ca_pb2, ca_pb2_grpc, dispatcher_pb2, logs_pb2, managers_pb2, raft_pb2
 from raft.transport.identity import MANAGER_ROLE, WORKER_ROLE, Credentials
 
@@ -156,7 +157,37 @@ async def test_who_is_not_of_this_cluster_is_refused(served, authority, dial, me
         await call(channel, method)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("/swarm.v1.Raft/")])
+@pytest.mark.parametrize("method", [m for m in METHODS if WORKER_ROLE not in AUTHORIZED[m]])
+async def test_a_demoted_manager_is_refused(served, authority, dial, method):
+    """Its certificate still says manager, and is still valid; its row says worker."""
+    channel = dial(served, authority.issue("demoted", role=MANAGER_ROLE))
+    with pytest.raises(DeniedError, match="demoted is no manager of this cluster"):
+        await call(channel, method)
+
+
+@pytest.mark.parametrize("method", ["/swarm.v1.Raft/Messages", "/swarm.v1.Logs/Ask"])
+async def test_a_manager_that_is_demoted_is_cut_off(served, authority, dial, method):
+    """What it had opened before ends, with the reason."""
+    channel = dial(served, authority.issue("peer", role=MANAGER_ROLE))
+    data = SERIALIZED[method].SerializeToString()
+    kind = channel.stream_stream if method in BOTH_WAYS else channel.stream_unary
+    stream = kind(method)(metadata=METADATA)
+    assert list(await stream.initial_metadata())
+    await stream.write(data)
+
+    def demote(tx):
+        tx.update(msgspec.structs.replace(tx.nodes.get("peer"), role=NodeRole.WORKER))
+
+    await served.store.update(demote)
+    async with asyncio.timeout(10):
+        if method in BOTH_WAYS:
+            with contextlib.suppress(aio.AioRpcError):
+                await read_to_the_end(stream)
+        assert await stream.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "peer is no manager of this cluster" in await stream.details()
+
+
+@pytest.mark.parametrize("method", METHODS)
 async def test_a_node_that_the_leader_never_heard_of_is_refused(manager, authority, dial, method):
     """A certificate is not enough: the node has to be in the cluster."""
     channel = dial(manager, authority.issue("stranger", role=MANAGER_ROLE))
@@ -189,10 +220,17 @@ async def test_a_node_that_is_removed_is_cut_off(manager, client):
     await one.register("w1", NodeDescription())
     messages = one.assignments("w1")
     await anext(messages)
-    await manager.store.update(lambda tx: tx.delete("nodes", "w1"))
+
+    def remove(tx):
+        tx.delete("nodes", "w1")
+        cluster = next(iter(tx.clusters))
+        removed = (*cluster.removed_nodes, RemovedNode(id="w1"))
+        tx.update(msgspec.structs.replace(cluster, removed_nodes=removed))
+
+    await manager.store.update(remove)
     with pytest.raises(DeniedError, match="w1 was removed from this cluster"):
         await anext(messages)
-    with pytest.raises(DeniedError, match="w1 is not in this cluster"):
+    with pytest.raises(DeniedError, match="w1 was removed from this cluster"):
         await one.register("w1", NodeDescription())
 
 

@@ -232,7 +232,6 @@ async def test_a_node_that_is_up_is_removed_only_by_force(control: Control, stor
     [
         {"role": NodeRole.MANAGER},
         {"spec": NodeSpec(role=NodeRole.MANAGER)},
-        {"manager_status": ManagerStatus(addr="a:2377")},
     ],
 )
 async def test_a_manager_is_not_removed(control: Control, store: Store, changes: dict[str, Any]):
@@ -241,3 +240,12 @@ async def test_a_manager_is_not_removed(control: Control, store: Store, changes:
     await store.update(lambda tx: tx.update(node))
     with pytest.raises(ConflictError, match="It must be demoted to worker before removal"):
         await control.remove_node("node2", force=True)
+
+
+async def test_a_worker_that_was_a_manager_is_removed(control: Control, store: Store):
+    """What was noted of it as a manager does not keep it."""
+    node = replace(control.node("node2"), manager_status=ManagerStatus(addr="a:2377"))
+    await store.update(lambda tx: tx.update(node))
+    await control.remove_node("node2", force=True)
+    with pytest.raises(NotFoundError):
+        control.node("node2")

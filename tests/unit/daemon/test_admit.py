@@ -1,35 +1,112 @@
 """Who is let into the managers' group, by whom."""
 
+import random
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from manager.daemon.manager import Manager
-from manager.store import Transaction, View
-from proto.errors import NotFoundError, NotLeaderError
+from manager.store import Store
+from proto.clock import SystemClock
+from proto.errors import DeniedError, NotLeaderError, RemovedError, UnavailableError
+from proto.objects import Cluster, Node, NodeRole, NodeSpec
+from raft.keys import KeyRing
+from raft.node import RaftNode
+
+MANAGER, WORKER = NodeRole.MANAGER, NodeRole.WORKER
 
 
-def manager(term):
-    """Give a manager that knows no node, as far as `admit` looks at it before anything is done."""
-
-    async def update(fn):
-        return fn(Transaction(View.empty(), 0.0))
-
-    return SimpleNamespace(
-        # No `head`: what it says must not be answered.
-        store=SimpleNamespace(term=term, update=update),
-        leader_node_port=lambda: "10.0.0.9:2378",
+@pytest.fixture
+async def leader(tmp_path):
+    """Give a lone leader's log and store, with nodes of every kind."""
+    clock, rng = SystemClock(), random.Random(1)
+    keys = KeyRing.create(tmp_path / "raft", rng.randbytes, None)
+    raft = await RaftNode.create(
+        tmp_path / "raft", keys, node_id="me", address="10.0.0.1:2378", clock=clock, rng=rng
     )
+    store = Store.open(raft, clock)
+    await store.role_changed(0)
+
+    def fill(tx):
+        tx.create(Cluster(id="c1", unlock_key="secret"))
+        for name, wanted, role in (
+            ("me", MANAGER, MANAGER),
+            ("new", MANAGER, MANAGER),
+            ("demoted", WORKER, WORKER),
+            ("leaving", WORKER, MANAGER),
+        ):
+            tx.create(Node(id=name, spec=NodeSpec(role=wanted), role=role))
+
+    await store.update(fill)
+    yield SimpleNamespace(store=store, raft=raft, leader_node_port=lambda: "10.0.0.9:2378")
+    await store.close()
+    await raft.close()
+    keys.close()
+
+
+def is_member(leader, node_id):
+    """Tell whether a node is a member of the log's group."""
+    return any(member.node_id == node_id for member in leader.raft.membership.members)
+
+
+async def admit(leader, node_id):
+    """Let a node in at an address of its own."""
+    return await Manager.admit(leader, node_id, "10.0.0.4:2378", "10.0.0.4:2377")
 
 
 async def test_a_follower_that_was_not_told_of_the_node_yet_names_the_leader():
     """It has not heard of a node that was made a moment ago; the leader has."""
+    follower = SimpleNamespace(
+        store=SimpleNamespace(term=0), leader_node_port=lambda: "10.0.0.9:2378"
+    )
     with pytest.raises(NotLeaderError) as caught:
-        await Manager.admit(manager(term=0), "new", "10.0.0.4:2378", "10.0.0.4:2377")
+        await admit(follower, "new")
     assert caught.value.leader_address == "10.0.0.9:2378"
 
 
-async def test_the_leader_knows_all_nodes():
+async def test_a_manager_is_let_in_and_told_the_key(leader):
+    """It becomes a learner, and gets what opens its keys."""
+    admission = await admit(leader, "new")
+    assert admission.unlock_key == "secret"
+    assert is_member(leader, "new")
+
+
+async def test_the_leader_knows_all_nodes(leader):
     """What it has not, is not there."""
-    with pytest.raises(NotFoundError, match="node new not found"):
-        await Manager.admit(manager(term=3), "new", "10.0.0.4:2378", "10.0.0.4:2377")
+    with pytest.raises(RemovedError, match="stranger is not in this cluster"):
+        await admit(leader, "stranger")
+    assert not is_member(leader, "stranger")
+
+
+@pytest.mark.parametrize("node_id", ["demoted", "leaving"])
+async def test_who_was_demoted_is_not_let_in_again(leader, node_id):
+    """By its old certificate it would get the key, the snapshot, and a vote."""
+    with pytest.raises(DeniedError, match=node_id):
+        await admit(leader, node_id)
+    assert not is_member(leader, node_id)
+    assert leader.store.view().nodes.get(node_id).manager_status is None
+
+
+async def test_a_demotion_while_a_manager_is_let_in_comes_first(leader, monkeypatch):
+    """What has its place in the log before the new member counts, committed or not."""
+    add_learner = leader.raft.add_learner
+
+    async def slow(*args, **kwargs):
+        node = leader.store.view().nodes.get("new")
+        spec = msgspec.structs.replace(node.spec, role=WORKER)
+        _ = leader.store.update(
+            lambda tx: tx.update(msgspec.structs.replace(node, spec=spec, role=WORKER))
+        )
+        return await add_learner(*args, **kwargs)
+
+    monkeypatch.setattr(leader.raft, "add_learner", slow)
+    with pytest.raises(UnavailableError, match="new is no manager of this cluster"):
+        await admit(leader, "new")
+    assert not is_member(leader, "new")
+
+
+async def test_who_was_demoted_does_not_send_others_away(leader):
+    """Only a manager leaves the group on its own word."""
+    with pytest.raises(DeniedError, match="demoted is no manager"):
+        await Manager.dismiss(leader, "demoted")
