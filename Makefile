@@ -35,7 +35,7 @@ fmt: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# Seeded runs of a whole node with pretended containers, crashes and restarts.
+# Seeded runs of a whole node with pretended containers, crashes and restarts; of several managers.
 sim: setup
 	PYTHONHASHSEED=0 SWARM_SIM_SEEDS=$(SEEDS) $(PY) -m pytest tests/sim
 

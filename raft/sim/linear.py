@@ -8,7 +8,7 @@ An operation whose outcome is not known may take effect at any time after its be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -62,8 +62,16 @@ def changed(state: State, operation: Operation) -> State:
     return (*state, operation.id)
 
 
-def is_linearizable(history: Sequence[Operation]) -> bool:
+Apply = Callable[[State, Operation], State | None]
+"""Returns the state after an operation, or None if its answer does not fit the state."""
+
+
+def is_linearizable(history: Sequence[Operation], apply: Apply = applied) -> bool:
     """Decide for the operations of one key; unanswered reads are left out by the caller.
+
+    Args:
+        history: the operations, in any order.
+        apply: what they do; `()` is the state before the first.
 
     Raises:
         UndecidedError: after `VISITS_MAX` visits.
@@ -81,7 +89,7 @@ def is_linearizable(history: Sequence[Operation]) -> bool:
             raise UndecidedError(f"{len(operations)} operations")
         # The stack reverses the order: those that began first are tried first.
         for place in reversed(_candidates(operations, left)):
-            after = applied(state, operations[place])
+            after = apply(state, operations[place])
             if after is None:
                 continue
             following = (left & ~(1 << place), after)

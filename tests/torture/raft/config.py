@@ -30,6 +30,7 @@ class MemberConfig(msgspec.Struct):
         socket: where its clients connect.
         entry_bytes: an append is padded to about this size.
         snapshot_entries: a snapshot after so many entries; 0 for never.
+        machine: the state machine of ours: the managers' "store", or the "lists" alone.
         batching: PySyncObj's own setting of this name.
         seed: for its random numbers.
         how: a first start of ours is to "create" or to "join".
@@ -47,6 +48,7 @@ class MemberConfig(msgspec.Struct):
     socket: str
     entry_bytes: int = 200
     snapshot_entries: int = 2_000
+    machine: str = "store"
     batching: bool = False
     seed: int = 0
     how: str = "create"

@@ -1,4 +1,4 @@
-"""One member of ours: `RaftNode` with the lists and their clients' protocol.
+"""One member of ours: `RaftNode` with a state machine and its clients' protocol.
 
 gRPC with mutual TLS between members, the log encrypted and synced, as in a manager.
 """
@@ -10,16 +10,16 @@ import logging
 import os
 import random
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Protocol
 
 import config as member_config
-import msgspec
 import structlog
 from authority import CLUSTER
 from checker import ACKED, REFUSED, UNKNOWN
-from state import Lists
+from machine_lists import ListsMachine
+from machine_store import StoreMachine
 from wire import Answer, Reply, Request, serve
 
 from proto.clock import SystemClock
@@ -34,83 +34,30 @@ from raft.transport.transport import Transport
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
-CHUNK_VALUES = 20_000
-SNAPSHOT_LOOK_SECONDS = 0.05
 
-Command = tuple[str, int, bytes]
+class Machine(Protocol):
+    """A state machine that keeps lists of numbers under keys."""
 
+    def attach(self) -> None:
+        """Take what the log holds, and be told of everything from now on."""
 
-class Machine:
-    """The listener: own appends and others', in the order of the log."""
+    async def append(self, key: str, value: int) -> None:
+        """Append, durably on return."""
 
-    def __init__(self) -> None:
-        self.content = Lists()
-        self.index = 0
-        self._own: deque[tuple[asyncio.Future[int], str, int]] = deque()
+    async def read(self, key: str) -> tuple[int, int]:
+        """Return how many values a key has, and the digest of them all; linearizable."""
 
-    def proposed(self, future: asyncio.Future[int], key: str, value: int) -> None:
-        """Remember an own append until it is committed or fails."""
-        self._own.append((future, key, value))
+    def lists(self) -> dict[str, list[int]]:
+        """Return all that was applied here."""
 
-    def settle(self) -> None:
-        """Apply the own appends that are committed."""
-        own = self._own
-        while own and own[0][0].done():
-            future, key, value = own.popleft()
-            if not future.cancelled() and future.exception() is None:
-                self._move_to(future.result())
-                self.content.append(key, value)
-
-    def _move_to(self, index: int) -> None:
-        assert index == self.index + 1, f"entry {index} comes after {self.index}"
-        self.index = index
-
-    def take(self, index: int, data: bytes) -> None:
-        """Apply somebody else's entry, or one that changes nothing."""
-        self._move_to(index)
-        if data:
-            key, value, _ = msgspec.msgpack.decode(data, type=Command)
-            self.content.append(key, value)
-
-    def apply(self, first: int, entries: Sequence[bytes]) -> None:
-        """Be told of committed entries."""
-        self.settle()
-        for index, data in enumerate(entries, first):
-            self.take(index, data)
-
-    def restore(self, index: int, chunks: Iterator[bytes]) -> None:
-        """Take a snapshot's content."""
-        lists: dict[str, list[int]] = {}
-        for chunk in chunks:
-            key, values = msgspec.msgpack.decode(chunk, type=tuple[str, list[int]])
-            lists.setdefault(key, []).extend(values)
-        self.content = Lists(lists)
-        self.index = index
-
-    async def install(self, index: int, chunks: Iterator[bytes]) -> None:
-        """Be given a snapshot by the leader."""
-        self.settle()
-        await asyncio.to_thread(self.restore, index, chunks)
-
-    def lead(self, term: int) -> None:
-        """Lead; clients find out."""
-
-    def follow(self) -> None:
-        """Lead no more."""
-        self.settle()
-
-    def fail(self, error: SwarmError) -> None:
-        """End: whoever supervises us starts us again."""
-        print(f"the log failed: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+    async def work(self) -> None:
+        """Do what is to be done beside, until the process ends."""
 
 
-async def snapshot_chunks(lists: dict[str, list[int]]) -> AsyncIterator[bytes]:
-    """Yield the content of a snapshot."""
-    for key, values in lists.items():
-        for start in range(0, len(values), CHUNK_VALUES):
-            yield msgspec.msgpack.encode((key, values[start : start + CHUNK_VALUES]))
-            await asyncio.sleep(0)
+MACHINES: dict[str, Callable[[member_config.MemberConfig, RaftNode], Machine]] = {
+    "lists": ListsMachine,
+    "store": StoreMachine,
+}
 
 
 class Member:
@@ -122,7 +69,6 @@ class Member:
         self._config = config
         self._node = node
         self._machine = machine
-        self._padding = config.padding()
         self._hosts = {member_config.node_name(host): host for host in range(len(config.addresses))}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -142,12 +88,11 @@ class Member:
         """Answer a request, now or when the log has decided."""
         match request.op:
             case "append":
-                self._append(request, answer)
+                self.spawn(self._append(request, answer))
             case "read":
                 self.spawn(self._read(request, answer))
             case "dump":
-                self._machine.settle()
-                answer(Reply(request.id, ACKED, lists=self._machine.content.lists))
+                answer(Reply(request.id, ACKED, lists=self._machine.lists()))
             case "status":
                 answer(self._status(request))
             case "change":
@@ -166,39 +111,21 @@ class Member:
         outcome = REFUSED if is_certain else UNKNOWN
         return Reply(request.id, outcome, error.message, leader=self._leader())
 
-    def _append(self, request: Request, answer: Answer) -> None:
-        data = msgspec.msgpack.encode((request.key, request.value, self._padding))
+    async def _append(self, request: Request, answer: Answer) -> None:
         try:
-            future = self._node.propose(data)
+            await self._machine.append(request.key, request.value)
         except SwarmError as error:
-            # Whatever it is, nothing was proposed.
-            answer(Reply(request.id, REFUSED, error.message, leader=self._leader()))
-            return
-        self._machine.proposed(future, request.key, request.value)
-        future.add_done_callback(self._decided(request, answer))
-
-    def _decided(self, request: Request, answer: Answer) -> Callable[[asyncio.Future[int]], None]:
-        def decided(future: asyncio.Future[int]) -> None:
-            self._machine.settle()
-            error = future.exception()
-            if error is None:
-                answer(Reply(request.id, ACKED))
-            elif isinstance(error, SwarmError):
-                answer(self._failed(request, error))
-            else:
-                raise error
-
-        return decided
+            answer(self._failed(request, error))
+        else:
+            answer(Reply(request.id, ACKED))
 
     async def _read(self, request: Request, answer: Answer) -> None:
         try:
-            await self._node.read_barrier()
+            length, digest = await self._machine.read(request.key)
         except SwarmError as error:
             answer(self._failed(request, error))
-            return
-        self._machine.settle()
-        length, digest = self._machine.content.read(request.key)
-        answer(Reply(request.id, ACKED, length=length, digest=digest))
+        else:
+            answer(Reply(request.id, ACKED, length=length, digest=digest))
 
     def _members(self) -> list[tuple[int, bool, str, str]]:
         return [
@@ -237,21 +164,6 @@ class Member:
             answer(self._failed(request, error))
         else:
             answer(Reply(request.id, ACKED, member_id=member_id, members=self._members()))
-
-    async def keep_small(self) -> None:
-        """Save a snapshot whenever the log has grown enough; a full disk only delays it."""
-        node, machine = self._node, self._machine
-        while True:
-            await asyncio.sleep(SNAPSHOT_LOOK_SECONDS)
-            machine.settle()
-            if machine.index - node.snapshot_index < self._config.snapshot_entries:
-                continue
-            lists = {key: list(values) for key, values in machine.content.lists.items()}
-            try:
-                await node.save_snapshot(machine.index, snapshot_chunks(lists))
-            except SwarmError as error:
-                print(f"no snapshot: {error.message}", file=sys.stderr, flush=True)
-                await asyncio.sleep(0.5)
 
 
 async def open_node(config: member_config.MemberConfig) -> RaftNode:
@@ -293,16 +205,12 @@ async def main() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     config = member_config.load()
-    machine = Machine()
     try:
         node = await open_node(config)
     except ResourceExhaustedError as error:
         print(error.message, file=sys.stderr)
         sys.exit(member_config.DISK_FULL_EXIT)
-    chunks, entries = node.restore()
-    machine.restore(node.snapshot_index, chunks)
-    for entry in entries:
-        machine.take(entry.index, entry.data)
+    machine: Machine = MACHINES[config.machine](config, node)
     credentials = Credentials(
         certificate_pem=config.certificate.encode(),
         key_pem=config.key.encode(),
@@ -320,10 +228,10 @@ async def main() -> None:
         rng=random.Random(f"{config.seed} {config.id}"),
     )
     await transport.start(config.address)
-    node.attach(machine)
+    machine.attach()
     node.connect(transport)
     member = Member(config, node, machine)
-    member.spawn(member.keep_small())
+    member.spawn(machine.work())
     server = await serve(config.socket, member.handle)
     await server.serve_forever()
 

@@ -49,6 +49,9 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--system", choices=sorted(WEIGHTS), default="ours")
+    parser.add_argument(
+        "--machine", choices=("lists", "store"), default="store", help="the state machine of ours"
+    )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--members", type=int, default=3)
@@ -180,7 +183,11 @@ def rounds(args: argparse.Namespace, lab: Lab, show: Callable[[str], None]) -> l
         left = deadline - time.monotonic()
         if done and left < args.round_seconds / 2:
             return done
-        settings: dict[str, object] = {"entry_bytes": args.entry_bytes, "seed": args.seed}
+        settings: dict[str, object] = {
+            "entry_bytes": args.entry_bytes,
+            "seed": args.seed,
+            "machine": args.machine,
+        }
         if args.system == "pysyncobj":
             settings["batching"] = True  # its default
             settings["snapshot_entries"] = 500
@@ -196,6 +203,8 @@ def rounds(args: argparse.Namespace, lab: Lab, show: Callable[[str], None]) -> l
 def summarise(args: argparse.Namespace, done: list[Round]) -> dict[str, object]:
     """Add up the rounds."""
     line: dict[str, object] = {"system": args.system, "seed": args.seed, "rounds": len(done)}
+    if args.system == "ours":
+        line["machine"] = args.machine
     names = [name for name in Report.__struct_fields__ if name != "examples"]
     line |= {name: sum(getattr(each.report, name) for each in done) for name in names}
     faults: Counter[str] = Counter()
