@@ -374,7 +374,8 @@ class RaftNode(Members):
     async def read_barrier(self) -> int:
         """Wait until what is applied here holds everything committed before this call.
 
-        A leader with a lease answers at once, one without asks a majority; others ask the leader.
+        The leader asks a majority whether it still leads, once for all who wait; if `Settings` give
+        it leases it need not while it has one. Others ask the leader. A lone member asks nobody.
 
         Returns:
             An index that is applied.

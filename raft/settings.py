@@ -19,6 +19,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tick_seconds: what a tick of the core is.
         election_ticks: see `raft.core.Config`.
         heartbeat_ticks: the same.
+        has_lease_reads: the same. Unsafe on machines that can be paused from outside.
         in_flight_bytes_max: proposals that are not committed yet may take so much memory.
         batch_bytes_max: proposals go into the log in batches of about this.
         entries_kept: how many entries a snapshot leaves for slow followers.
@@ -28,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tick_seconds: float = 0.1
     election_ticks: int = 10
     heartbeat_ticks: int = 1
+    has_lease_reads: bool = False
     in_flight_bytes_max: int = 64 << 20
     batch_bytes_max: int = 1 << 20
     entries_kept: int = 500

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 
 import msgspec
 
-from proto.clock import Clock
+from proto.clock import Clock, counting_suspension
 from proto.errors import (
     NotLeaderError,
     ResourceExhaustedError,
@@ -66,7 +66,8 @@ class State(ABC):
         self._storage = storage
         self._me = me
         self._settings = settings
-        self._clock = clock
+        # Leases and elections count at the peers while this machine is suspended.
+        self._clock = counting_suspension(clock)
         self._rng = rng
         self._loop = asyncio.get_running_loop()
         self._wal_lane = self._new_lane("swarm-log")
@@ -76,6 +77,7 @@ class State(ABC):
             id=me.id,
             election_ticks=settings.election_ticks,
             heartbeat_ticks=settings.heartbeat_ticks,
+            has_lease_reads=settings.has_lease_reads,
         )
         self._listener: Listener | None = None
         self._proposals = Proposals()

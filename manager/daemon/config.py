@@ -20,6 +20,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
         pool: the subnet of the node's bridge, or "" to choose a free one.
         opens_ports_to_containers: whether containers may connect to managers' ports.
         raft_tick_seconds: an election takes 10 to 20 of them.
+        has_lease_reads: the leading manager answers reads by its lease, without asking others.
     """
 
     state_dir: Path = Path("/var/lib/swarm")
@@ -31,6 +32,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
     pool: str = ""
     opens_ports_to_containers: bool = False
     raft_tick_seconds: float = 0.1
+    has_lease_reads: bool = False
 
     @property
     def identity_file(self) -> Path:

@@ -52,6 +52,13 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
     add("--cgroup-parent", default=default.cgroup_parent, help="parent of containers' cgroups")
     add("--bip", default="", metavar="CIDR", help="subnet of the bridge gwbr")
     add(
+        "--lease-reads",
+        action="store_true",
+        help="while it leads, answer reads without asking the other managers first; saves a round "
+        "trip, and answers may be out of date on a machine that can be paused from outside "
+        "(a virtual machine that is suspended, moved or stopped by its host)",
+    )
+    add(
         "--raft-tick",
         type=float,
         default=default.raft_tick_seconds,
@@ -88,6 +95,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
         pool=options.bip,
         opens_ports_to_containers=options.open_ports_to_containers,
         raft_tick_seconds=options.raft_tick,
+        has_lease_reads=options.lease_reads,
     )
     return config, options.debug
 

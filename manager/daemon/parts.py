@@ -107,7 +107,9 @@ class Parts(abc.ABC):
         # Set by the program; without it (in the simulator) no other node can reach this one.
         self.serve_tls: ServeTls | None = None
         self.protection = PortProtection()
-        self._settings = Settings(tick_seconds=config.raft_tick_seconds)
+        self._settings = Settings(
+            tick_seconds=config.raft_tick_seconds, has_lease_reads=config.has_lease_reads
+        )
         self._changing = asyncio.Lock()
         self._supervisor = Supervisor()
         self._dispatcher = DispatcherSwitch(self._on_session, self._on_wish)

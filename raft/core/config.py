@@ -16,6 +16,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             leader without a majority for this long steps down.
         heartbeat_ticks: between two heartbeats.
         has_lease_reads: a leader that a majority followed lately serves reads without asking.
+            They rest on the ticks of its caller: one whose clock may stand still (a virtual
+            machine that its host pauses) may serve what is long out of date.
         entries_bytes_max: in one message, unless a single entry is larger.
         entries_max: in one message.
         under_way_messages_max: batches sent to a peer and not answered.
@@ -30,7 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     id: RaftID
     election_ticks: int = 10
     heartbeat_ticks: int = 1
-    has_lease_reads: bool = True
+    has_lease_reads: bool = False
     entries_bytes_max: int = 1 << 20
     entries_max: int = 4096
     under_way_messages_max: int = 64

@@ -9,6 +9,9 @@ The callers are in the leader's process.
     failover_ms       kill -9 of the leader to the next commit, median, at the default ticks
     failover_fast_ms  the same with ticks of 20 ms
     restart_s         opening and reading back `restart_entries`
+    reads             linearizable ones per second and their p50 in ms, at the leader, at a follower
+                      and at a lone member, with so many callers
+    lease_reads       the same with the option of leases
     snapshot_p99_ms   of 1,000 writes a second while a lagging member gets 100 MiB
     pysyncobj         PySyncObj's commits per second in the same run, as it comes and tuned
     times_default, times_tuned   ours as a multiple of those
@@ -95,6 +98,34 @@ async def restart(root):
         return round(opened["opened_seconds"], 2), opened["last_index"]
 
 
+async def reads(root):
+    """Measure reads by asking a majority, and by leases, on groups that are otherwise equal."""
+    figures = {}
+    for kind, has_leases in (("reads", False), ("lease_reads", True)):
+        place = Path(root) / kind
+        (place / "lone").mkdir(parents=True)
+        async with Cluster(place, has_lease_reads=has_leases) as cluster:
+            leader = await cluster.leader()
+            follower = next(node for node in cluster.running if node is not leader)
+            figures[kind] = {
+                **await _reads_of(leader, "leader"),
+                **await _reads_of(follower, "follower"),
+            }
+        async with Cluster(place / "lone", "a", has_lease_reads=has_leases) as cluster:
+            figures[kind] |= await _reads_of(await cluster.leader(), "lone")
+    return figures
+
+
+async def _reads_of(node, where):
+    figures = {}
+    for callers in (1, 64, 512):
+        await node.ask("reads", callers=callers, seconds=0.5)
+        load = await node.ask("reads", callers=callers, seconds=SECONDS)
+        figures[f"{where}_c{callers}"] = load["rate"]
+        figures[f"{where}_c{callers}_ms"] = load["p50_ms"]
+    return figures
+
+
 async def snapshot(root):
     async with Cluster(root) as cluster:
         leader = await cluster.leader()
@@ -129,7 +160,7 @@ async def measure(root):
         path.mkdir()
         return path
 
-    figures = {"name": "raft", **await commits(place("commits"))}
+    figures = {"name": "raft", **await commits(place("commits")), **await reads(place("reads"))}
     figures["pysyncobj"] = peer()
     for name in ("default", "tuned"):
         figures[f"times_{name}"] = {

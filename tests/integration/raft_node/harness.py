@@ -118,6 +118,7 @@ class Node:
             "port": self.port,
             "address": self.address,
             "tick_seconds": self.cluster.tick_seconds,
+            "has_lease_reads": self.cluster.has_lease_reads,
             "how": how,
             "member_id": self.member_id,
             "peers": self.peers,
@@ -191,10 +192,13 @@ class Node:
 class Cluster:
     """Members by name; the first one begins, the others join."""
 
-    def __init__(self, root, names="abc", tick_seconds=0.1, log_bytes_max=0):
+    def __init__(
+        self, root, names="abc", tick_seconds=0.1, log_bytes_max=0, *, has_lease_reads=False
+    ):
         self.root = Path(root)
         self.tick_seconds = tick_seconds
         self.log_bytes_max = log_bytes_max
+        self.has_lease_reads = has_lease_reads
         self.authority = Authority()
         self.nodes = {name: Node(self, name) for name in names}
 

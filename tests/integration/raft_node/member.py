@@ -232,7 +232,10 @@ class Program:
             "address": config["address"],
             "clock": SystemClock(),
             "rng": random.Random(config["node_id"] + str(time.time())),
-            "settings": Settings(tick_seconds=config["tick_seconds"]),
+            "settings": Settings(
+                tick_seconds=config["tick_seconds"],
+                has_lease_reads=config.get("has_lease_reads", False),
+            ),
         }
         peers = [Member(*peer) for peer in config["peers"]]
         if config["how"] == "create":
@@ -371,6 +374,10 @@ class Program:
         gc.freeze()
         # As the manager does; what is measured here is the log, so there is no state machine.
         return await measure_commits(self.node.propose, callers, seconds, os.urandom(size))
+
+    async def reads(self, callers, seconds):
+        """Measure callers that make one linearizable read after the other."""
+        return await measure_commits(lambda _: self.node.read_barrier(), callers, seconds, None)
 
     async def paced(self, rate, seconds, size):
         """Measure proposals at a steady rate."""
