@@ -46,6 +46,8 @@ from raft.transport.identity import CredentialsSource, read_identity
 
 R = TypeVar("R")
 
+# How long a certificate lasts that a manager issues for itself.
+ITSELF_SECONDS_MAX = 24 * 3_600
 # How often a certificate is signed anew because the signer changed meanwhile.
 _ATTEMPTS_MAX = 5
 _CERTIFICATE_MARK = b"-----BEGIN CERTIFICATE-----"
@@ -176,6 +178,42 @@ class CertificateAuthority:
             return certificate_pem, roots_pem
 
         return await self._issue(node_id, csr_pem, lambda view: _node_of(view, node_id).role, write)
+
+    async def issue_for_itself(self, node_id: NodeID, csr_pem: bytes) -> tuple[bytes, bytes]:
+        """Issue a certificate for the manager that this is, by what its own store says.
+
+        For a manager whose certificate has ended while it was switched off, perhaps with all
+        others: without one it cannot ask anybody, and without the managers there is no leader. It
+        gives nobody what they did not have: whoever runs this holds the key of the root. That it
+        still is a manager is not taken from the certificate by those to whom it is shown, but from
+        their store. It is valid for a day at most, and nothing of it is stored: as soon as there is
+        a leader the node gets a certificate from it.
+
+        Args:
+            node_id: this node.
+            csr_pem: the request.
+
+        Returns:
+            The certificate with its intermediate ones, and the roots.
+
+        Raises:
+            DeniedError: this node is no manager, as far as its store knows.
+            UnavailableError: an authority outside the cluster has the key, and did not sign.
+        """
+        view = self._store.view()
+        cluster, node = cluster_of(view), _node_of(view, node_id)
+        if node.role is not NodeRole.MANAGER:
+            raise DeniedError(f"node {node_id} is no manager any more")
+        expiry_ns = min(cluster.spec.node_cert_expiry_ns, ITSELF_SECONDS_MAX * NANOSECONDS)
+        spec = msgspec.structs.replace(cluster.spec, node_cert_expiry_ns=expiry_ns)
+        certificate_pem = await self._sign(
+            msgspec.structs.replace(cluster, spec=spec),
+            signer_of(cluster),
+            csr_pem,
+            node_id,
+            NodeRole.MANAGER,
+        )
+        return certificate_pem, root_certificates_pem(cluster).encode()
 
     async def _confirm(self, node_id: NodeID, certificate_pem: bytes) -> bytes:
         """Note that a node holds its newest certificate; return the roots."""

@@ -48,6 +48,33 @@ def off_sentence(ahead_seconds: float, peer: str) -> str:
     )
 
 
+def explain_dates(valid_from: float, valid_until: float, now: float, *, is_manager: bool) -> str:
+    """Say why this node's own certificate is not valid, and what to do; "" if it is.
+
+    Args:
+        valid_from: when it begins, seconds since the epoch.
+        valid_until: when it ends.
+        now: what this node's clock says.
+        is_manager: whether the node gets another by itself.
+    """
+    if valid_from <= now < valid_until:
+        return ""
+    clock = (
+        f"by the clock of this node it is {_minute(now)} now: if that is wrong, set the clock "
+        "(timedatectl set-ntp true)"
+    )
+    rest = "the node is trying to get another"
+    if not is_manager:
+        rest = "else nobody lets this node in again: run `swarm leave` on it, then join anew"
+    is_early = now < valid_from
+    what = f"begins on {_minute(valid_from)}" if is_early else f"ended on {_minute(valid_until)}"
+    return f"the certificate of this node {what}, and {clock}; {rest}"
+
+
+def _minute(moment: float) -> str:
+    return f"{dt.datetime.fromtimestamp(moment, tz=dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def explain_clock(
     certificate_pem: bytes,
     roots_pem: bytes,

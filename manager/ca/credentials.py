@@ -55,6 +55,7 @@ class NodeCredentials:
         self._files = files
         self._credentials = credentials
         self._identity = read_identity(credentials.certificate_pem)
+        self._valid_from = _begin_of(credentials.certificate_pem)
         self._kek = kek
         # Renewal, a change of roots and one of the unlock key come from different tasks.
         self._mutex = threading.Lock()
@@ -147,8 +148,11 @@ class NodeCredentials:
     @property
     def valid_from(self) -> float:
         """When the certificate begins, seconds since the epoch."""
-        leaf = load_certificates(self._credentials.certificate_pem, _NODE)[0]
-        return leaf.not_valid_before_utc.timestamp()
+        return self._valid_from
+
+    def is_valid_at(self, now: float) -> bool:
+        """Tell whether the certificate's dates are those of a moment, seconds since the epoch."""
+        return self._valid_from <= now < self._identity.valid_until
 
     @property
     def is_sealed(self) -> bool:
@@ -229,6 +233,7 @@ class NodeCredentials:
                 )
             self._save(credentials, self._kek)
             self._credentials, self._identity = credentials, identity
+            self._valid_from = _begin_of(credentials.certificate_pem)
         self._tell()
 
     def _save(self, credentials: Credentials, kek: Kek | None) -> SwarmError | None:
@@ -264,6 +269,11 @@ class NodeCredentials:
     def __repr__(self) -> str:
         """Name the node, show no key."""
         return f"NodeCredentials({self._identity.node_id!r}, hidden)"
+
+
+def _begin_of(certificate_pem: bytes) -> float:
+    leaf = load_certificates(certificate_pem, _NODE)[0]
+    return leaf.not_valid_before_utc.timestamp()
 
 
 def check_fit(credentials: Credentials) -> None:

@@ -33,7 +33,7 @@ LIFE_MAX = 0.8
 RETRY_SECONDS_MIN = 5.0
 RETRY_SECONDS_MAX = 3_600.0
 # The clock may be set while we wait, so it is looked at again this often.
-NAP_SECONDS_MAX = 600.0
+NAP_SECONDS_MAX = 60.0
 
 Request = Callable[[bytes], Awaitable[tuple[bytes, bytes]]]
 """Sends a certificate request, or the certificate now held, to the leader's authority.
@@ -94,8 +94,20 @@ class Renewer:
         Raises:
             SwarmError: it failed; the old certificate stays unless only the last call failed.
         """
+        await self._renew()
+
+    async def renew_if(self, is_needed: Callable[[], bool]) -> None:
+        """Renew if it still is needed when the renewal under way is done; `run` tells of it soon.
+
+        Raises:
+            SwarmError: it failed; the old certificate stays.
+        """
         async with self._renewing:
-            await self._renew()
+            if not is_needed():
+                return
+            await self._replace()
+        self._due = self._clock.wall()
+        self._woken.set()
 
     async def run(self) -> None:
         """Renew whenever it is time, until cancelled."""
@@ -106,11 +118,10 @@ class Renewer:
             is_hurried, self._is_hurried = self._is_hurried, False
             self._woken.clear()
             try:
-                async with self._renewing:
-                    await (self._tell() if self._is_untold and not is_hurried else self._renew())
+                await (self._tell() if self._is_untold and not is_hurried else self._renew())
             except SwarmError as error:
                 failures += 1
-                pause = retry_seconds(failures, self._rng)
+                pause = self._pause(failures)
                 self._due = self._clock.wall() + pause
                 # What was refused, unlike what did not arrive, would be refused again.
                 self._is_untold = self._is_untold and isinstance(error, UnavailableError)
@@ -124,15 +135,29 @@ class Renewer:
                 failures = 0
                 self._due = self._draw()
 
+    def _pause(self, failures: int) -> float:
+        """Return the time to the next attempt: not past the end of the certificate.
+
+        At its end there may be another way to get one.
+        """
+        pause = retry_seconds(failures, self._rng)
+        rest = self._credentials.identity.valid_until - self._clock.wall()
+        return min(pause, max(rest, RETRY_SECONDS_MIN)) if rest > 0 else pause
+
     def _draw(self) -> float:
         valid_until = self._credentials.identity.valid_until
         return renewal_time(self._credentials.valid_from, valid_until, self._rng)
 
     async def _wait(self) -> None:
-        """Wait until it is time, or hurried."""
+        """Wait until it is time, or hurried; or until the clock was set to before the certificate.
+
+        Such a certificate is from a time when the clock was ahead, and nobody takes it.
+        """
+        was_valid = self._credentials.is_valid_at(self._clock.wall())
         while not self._woken.is_set():
-            rest = self._due - self._clock.wall()
-            if rest <= 0:
+            now = self._clock.wall()
+            rest = self._due - now
+            if rest <= 0 or (was_valid and now < self._credentials.valid_from):
                 return
             try:
                 async with asyncio.timeout(min(rest, NAP_SECONDS_MAX)):
@@ -141,6 +166,12 @@ class Renewer:
                 continue
 
     async def _renew(self) -> None:
+        async with self._renewing:
+            await self._replace()
+        # It may take long, and nobody needs to wait for it who wants to show the certificate.
+        await self._tell()
+
+    async def _replace(self) -> None:
         key_pem, csr_pem = new_key_and_csr(self._credentials.identity.node_id)
         certificate_pem, roots_pem = await self._request(csr_pem)
         # It waits for the disk.
@@ -154,7 +185,6 @@ class Renewer:
         self._due = self._draw()
         identity = self._credentials.identity
         log.info("certificate_renewed", role=identity.role, valid_until=round(identity.valid_until))
-        await self._tell()
 
     async def _tell(self) -> None:
         """Show the authority the certificate that is now held."""

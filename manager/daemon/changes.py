@@ -275,20 +275,25 @@ class Changes(Place):
             )
         if self._is_locked:
             raise LockedError
-        kek = self._manager.membership.unlock_key() if self._manager is not None else None
+        kek = self._kek
+        if self._manager is not None:
+            kek = self._manager.membership.unlock_key()
+        await self._stop_jobs()
         await self._stop_manager()
         await self._stop_client()
         await self._drop_credentials()
         self._remotes = Remotes()
+        # First: after a crash whoever takes this up finds what is left to be done.
+        identity = self._identity = msgspec.structs.replace(identity, is_forced=True)
+        write_identity(self._config.identity_file, identity)
         try:
             await asyncio.to_thread(self._force_log, identity, kek)
-            write_remembered(self._config.managers_file, ())
-            await self._take_up(identity, kek)
-        except SwarmError as error:
-            self._error = error.message  # a restart of the daemon tries again
+        except SwarmError:
+            with contextlib.suppress(SwarmError):  # the first error is the one to show
+                await self._try_to_take_up(identity, kek)
             raise
-        assert self._manager is not None
-        await self._manager.forget_others()
+        write_remembered(self._config.managers_file, ())
+        await self._try_to_take_up(identity, kek)
         log.warning("new_cluster_forced", node_id=identity.node_id)
         return identity.node_id
 
@@ -361,7 +366,7 @@ class Changes(Place):
             if not self._is_locked:
                 raise ConflictError("swarm is not locked")
             try:
-                await self._take_up(self._identity, Kek.parse(key))
+                await self._try_to_take_up(self._identity, Kek.parse(key))
             except InvalidError as error:
                 raise InvalidError("swarm could not be unlocked: invalid key provided") from error
 

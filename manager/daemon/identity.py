@@ -20,6 +20,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """This node's place in a cluster. Addresses are host:port.
 
     `is_own_address`: the advertised one was an address of this machine when it was chosen.
+    `is_forced`: it is to be the only manager of its cluster, and the others are not forgotten yet.
     """
 
     format: int = 1
@@ -30,6 +31,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     listen_addr: str
     data_path_addr: str = ""
     is_own_address: bool = False
+    is_forced: bool = False
 
 
 def read_identity(path: Path) -> Identity | None:

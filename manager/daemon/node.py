@@ -64,14 +64,15 @@ class SwarmNode(Changes):
                     return
                 self._start_agent(identity)
                 try:
-                    await self._take_up(identity, None)
+                    await self._try_to_take_up(identity, None)
                 except LockedError:
                     self._is_locked = True
                     log.warning("swarm_locked")
                     await self._serve_locked(identity)
             except SwarmError as error:
                 self._error = error.message
-                log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- it is the whole story
+                if self._identity is None:  # else it was logged, and is tried again
+                    log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
 
     async def close(self) -> None:
         """Stop working; containers go on."""
@@ -172,7 +173,8 @@ class SwarmNode(Changes):
 
     def _reason(self) -> str:
         """Say why this node cannot take part in its swarm; "" if it can."""
-        return self._error or (self.agent.refusal if self.agent is not None else "")
+        refusal = self.agent.refusal if self.agent is not None else ""
+        return self._error or refusal or self._certificate_problem()
 
     def _quorum_lost(self) -> str:
         """Say that nothing can be changed now; "" if it can, or will be after an election."""

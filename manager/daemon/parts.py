@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from manager.ca.clocks import explain_dates
 from manager.ca.credentials import NodeCredentials
 from manager.ca.renewal import Renewer
 from manager.daemon.addresses import (
@@ -47,8 +48,9 @@ from proto.errors import (
 from proto.logs import LogRequest
 from proto.objects import NodeRole
 from raft.files import Files
+from raft.kek import Kek
 from raft.node import Settings
-from raft.transport.identity import Credentials
+from raft.transport.identity import MANAGER_ROLE, Credentials
 from worker.agent import Agent
 from worker.images.store import ImageStore
 from worker.runtime.api import Runtime
@@ -124,6 +126,8 @@ class Parts(abc.ABC):
         self._manager: Manager | None = None
         self._listener: TlsListener | None = None
         self._is_locked = False
+        # What opened the manager's keys last, if it does not lie beside them.
+        self._kek: Kek | None = None
         self._error = ""
         self._watchdog: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -215,9 +219,24 @@ class Parts(abc.ABC):
         manager = self._manager
         if manager is not None and manager.store.term:
             return await manager.authority.renew(self._identity.node_id, csr_pem)
+        if manager is not None and self._certificate_problem():
+            # Nobody would talk to this node, and perhaps there is no leader because of that.
+            return await manager.authority.issue_for_itself(self._identity.node_id, csr_pem)
         from manager.daemon.asking import renew  # noqa: PLC0415 -- grpc only when it is needed
 
         return await renew(self._leader_client(), csr_pem)
+
+    def _certificate_problem(self) -> str:
+        """Say why nobody takes this node's certificate now, and what to do; "" if they do."""
+        credentials, now = self._credentials, self._clock.wall()
+        if credentials is None or credentials.is_valid_at(now):
+            return ""
+        return explain_dates(
+            credentials.valid_from,
+            credentials.identity.valid_until,
+            now,
+            is_manager=credentials.identity.role == MANAGER_ROLE,
+        )
 
     def _leader_client(self) -> LeaderClient:
         from manager.nodeport.leader import LeaderClient  # noqa: PLC0415 -- as above

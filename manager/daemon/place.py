@@ -44,6 +44,7 @@ from manager.nodeport.remotes import ManagerPeer, Remotes
 from proto.errors import (
     ConflictError,
     InvalidError,
+    LockedError,
     SwarmError,
     UnavailableError,
 )
@@ -53,8 +54,9 @@ from raft.transport.identity import MANAGER_ROLE
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
-# How long to wait before a state that could not be opened after a fault is tried again.
+# How long to wait before a state that could not be taken up is tried again: it doubles.
 REOPEN_SECONDS = 2.0
+REOPEN_SECONDS_MAX = 60.0
 ROLE_RETRY_SECONDS = 1.0
 
 
@@ -79,10 +81,11 @@ class Place(Parts):
         if identity.role == "worker":
             if is_moved:
                 identity = self._move(identity)
-            credentials = await asyncio.to_thread(
-                NodeCredentials.open, self._config.certificates_dir, None, files=self._files
-            )
-            self._use(identity, credentials)
+            if self._credentials is None:
+                opened = await asyncio.to_thread(
+                    NodeCredentials.open, self._config.certificates_dir, None, files=self._files
+                )
+                self._use(identity, opened)
             self._ensure_client()
         else:
             membership = await Membership.open(
@@ -96,10 +99,16 @@ class Place(Parts):
                 settings=self._settings,
                 files=self._files,
             )
+            # The key is the right one: what fails from here on can be tried again with it.
+            self._is_locked, self._kek = False, kek
             try:
-                credentials = await asyncio.to_thread(
-                    membership.open_credentials, self._config.certificates_dir, self._files
-                )
+                # Those of an attempt before this one are kept: two that write the same files would
+                # not agree.
+                credentials = self._credentials
+                if credentials is None:
+                    credentials = await asyncio.to_thread(
+                        membership.open_credentials, self._config.certificates_dir, self._files
+                    )
                 if is_moved:
                     await self._refuse_copy(identity, credentials)
                     identity = self._move(identity)
@@ -109,6 +118,40 @@ class Place(Parts):
                 raise
         self._is_locked = False
         self._error = ""
+
+    @property
+    def _is_taken_up(self) -> bool:
+        """Whether this node works as what its identity says."""
+        if self._identity is None:
+            return False
+        works_as = self._client if self._identity.role == "worker" else self._manager
+        return works_as is not None
+
+    async def _try_to_take_up(self, identity: Identity, kek: Kek | None) -> None:
+        """Take up, or show the reason and go on trying in the background.
+
+        Raises:
+            SwarmError: as `_take_up`.
+        """
+        try:
+            await self._take_up(identity, kek)
+        except LockedError:
+            raise
+        except SwarmError as error:
+            if not self._is_locked:
+                self._error = error.message
+                log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
+                self._begin(self._keep_taking_up(kek), "opening")
+            raise
+
+    async def _keep_taking_up(self, kek: Kek | None) -> None:
+        """Take up what could not be, until it is done or somebody else changes the place."""
+        pause = REOPEN_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            if await self._is_reopened(kek):
+                return
+            pause = min(pause * 2, REOPEN_SECONDS_MAX)
 
     @staticmethod
     async def _refuse_copy(identity: Identity, credentials: NodeCredentials) -> None:
@@ -306,10 +349,32 @@ class Place(Parts):
             await self.protection.protect(*self._to_protect())
             self._listener = await self.serve_tls(identity.listen_addr, credentials.source)
         self._remember(manager.peers())
+        await self._renew_ended()
         await manager.start()
+        if identity.is_forced:
+            if manager.is_alone:
+                await manager.forget_others()
+            self._identity = msgspec.structs.replace(identity, is_forced=False)
+            write_identity(self._config.identity_file, self._identity)
         self._watchdog = asyncio.create_task(self._reopen_when_broken(manager))
         if self.serve_tls is not None:
             self._begin(self._tell_address(), "address")
+
+    async def _renew_ended(self) -> None:
+        """Have a certificate that others take, before anybody is shown it.
+
+        Raises:
+            UnavailableError: it is not valid now and no other is to be had, with what to do.
+        """
+        problem = self._certificate_problem()
+        if not problem:
+            return
+        log.warning("certificate_not_valid", reason=problem)
+        assert self._renewer is not None
+        try:
+            await self._renewer.renew_if(lambda: bool(self._certificate_problem()))
+        except SwarmError as error:
+            raise UnavailableError(f"{problem} ({error.message})") from error
 
     async def _reopen_when_broken(self, manager: Manager) -> None:
         """Open the state anew after a fault that left it unknown what is stored."""
@@ -320,21 +385,20 @@ class Place(Parts):
                 return
             kek = manager.membership.unlock_key()
             await self._stop_manager(is_watchdog=True)
-            await self._drop_credentials()
-        while not await self._is_reopened(kek):  # noqa: ASYNC110 -- no event tells that a disk is well
-            await asyncio.sleep(REOPEN_SECONDS)
+        self._begin(self._keep_taking_up(kek), "opening")
 
     async def _is_reopened(self, kek: Kek | None) -> bool:
         """Try once; whoever wants to stop or leave meanwhile gets the turn between two attempts."""
         async with self._changing:
-            if self._identity is None:
+            if self._identity is None or self._is_locked or self._is_taken_up:
                 return True
             try:
                 await self._take_up(self._identity, kek)
             except SwarmError as error:
                 self._error = error.message
                 log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
-            return self._manager is not None
+                return False
+            return True
 
     async def _stop_manager(self, *, is_watchdog: bool = False) -> None:
         if self._watchdog is not None and not is_watchdog:
@@ -358,6 +422,7 @@ class Place(Parts):
         self._identity = None
         self._remotes = Remotes()
         self._is_locked = False
+        self._kek = None
         self._error = ""
         self._clear_all()
 

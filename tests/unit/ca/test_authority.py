@@ -214,3 +214,27 @@ async def test_a_certificate_of_who_signs_no_longer_is_not_given_out(  # noqa: P
     node = store.view().nodes.get(joined.node_id)
     assert is_issuer_named(node.tls_info, issuer_names(other_root.certificate_pem))
     assert not is_issuer_named(node.tls_info, issuer_names(root.certificate_pem))
+
+
+async def test_a_manager_issues_a_certificate_for_itself(store, clock):
+    """By its own store, without a leader, for a day at most; nothing of it is kept."""
+
+    def fill(tx):
+        tx.create(Node(id=NodeID("m1"), role=NodeRole.MANAGER))
+        tx.create(Node(id=NodeID("w1"), role=NodeRole.WORKER))
+
+    await store.update(fill)
+    store.follow()
+    authority = CertificateAuthority(store, clock, random.Random(1))
+    before = store.view()
+    certificate_pem, roots_pem = await authority.issue_for_itself(
+        NodeID("m1"), new_key_and_csr()[1]
+    )
+    identity = read_identity(certificate_pem)
+    assert (identity.node_id, identity.role) == ("m1", MANAGER_ROLE)
+    assert NOW < identity.valid_until <= NOW + 24 * 3_600
+    assert roots_pem.decode() == next(iter(before.clusters)).root_ca_certificate_pem
+    assert store.view() is before
+    for node_id, reason in (("w1", "is no manager any more"), ("other", "not, or no longer")):
+        with pytest.raises(DeniedError, match=reason):
+            await authority.issue_for_itself(NodeID(node_id), new_key_and_csr()[1])

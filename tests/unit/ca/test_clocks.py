@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from manager.ca.clocks import check_clock, clock_ahead_seconds, explain_clock
+from manager.ca.clocks import check_clock, clock_ahead_seconds, explain_clock, explain_dates
 from proto.errors import InvalidError
 
 NOW = 1_800_000_000.0
@@ -60,3 +60,20 @@ def test_dates_alone_tell_what_they_can(issue):
         check_clock(b"", made.roots_pem, NOW - 5_000.0)
     check_clock(made.certificate_pem, made.roots_pem, NOW)
     assert explain_clock(b"", b"", NOW) == ""
+
+
+@pytest.mark.parametrize("is_manager", [True, False])
+def test_a_nodes_own_dates_are_explained_with_what_to_do(is_manager):
+    """An end, a beginning that is yet to come, and nothing when all is well."""
+    begin, end = 1_800_000_000.0, 1_800_086_400.0
+
+    def said(now):
+        return explain_dates(begin, end, now, is_manager=is_manager)
+
+    assert not said(begin)
+    assert not said(end - 1)
+    remedy = "trying to get another" if is_manager else "run `swarm leave` on it, then join anew"
+    for now, what in ((end, "ended on 2027-01-16 08:00 UTC"), (begin - 1, "begins on 2027-01-15")):
+        assert what in said(now)
+        assert "set the clock" in said(now)
+        assert remedy in said(now)

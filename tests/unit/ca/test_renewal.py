@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from manager.ca import renewal
 from manager.ca.credentials import NodeCredentials
 from manager.ca.issue import new_key_and_csr
 from manager.ca.renewal import (
@@ -231,3 +232,39 @@ async def test_failures_are_tried_again_after_a_pause(renewer, requests, clock):
     renewer.hurry()
     await until(lambda: requests.sent == ["request", "request", "request", "held"])
     running.cancel()
+
+
+async def test_what_was_renewed_meanwhile_is_not_renewed_again(renewer, requests, credentials):
+    """Whoever needs a valid certificate waits for the renewal under way, and takes it."""
+    before = credentials.source()
+    await renewer.renew_if(lambda: credentials.source() == before)
+    assert credentials.source() != before
+    await renewer.renew_if(lambda: credentials.source() == before)
+    assert requests.sent == ["request"]
+
+
+async def test_the_end_of_a_certificate_is_not_slept_through(renewer, credentials, clock):
+    """However long the pauses have grown: then there may be another way to get one."""
+    until = credentials.identity.valid_until
+    clock.now = until - 100.0
+    for _ in range(20):
+        assert renewer._pause(12) <= 100.0
+    clock.now = until + 1.0
+    assert renewer._pause(12) > 100.0
+
+
+async def test_a_certificate_from_a_clock_that_was_ahead_is_renewed(
+    renewer, requests, credentials, clock, monkeypatch
+):
+    """Once the clock is right, its time has not begun."""
+    monkeypatch.setattr(renewal, "NAP_SECONDS_MAX", 0.01)
+    running = asyncio.create_task(renewer.run())
+    await asyncio.sleep(0)
+    assert requests.sent == []
+    clock.now = credentials.valid_from - 10.0
+    async with asyncio.timeout(10):
+        while len(requests.sent) < 2:  # noqa: ASYNC110 -- the disk is a thread's
+            await asyncio.sleep(0.01)
+    assert credentials.is_valid_at(clock.now)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
