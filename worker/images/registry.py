@@ -2,6 +2,7 @@
 
 A pull fetches the manifest first, byte by byte, since its digest is what the image is known by;
 then the configuration, whose digest is the image's ID; then only the layers that this node lacks.
+Whatever ends it, layers that are complete are kept for a day: the next attempt begins with them.
 A push sends exactly the manifest that the image came with, if all its blobs are here; otherwise one
 is made, once, and kept, so that the same image always has the same digest.
 """
@@ -74,7 +75,7 @@ async def pull(
     """
     wanted = parse_platform(platform, host)
     async with content.scratch() as scratch:
-        registry = Registry(reference, scratch, auth, content.disk.root)
+        registry = Registry(reference, scratch, auth, content.disk.root, _retry_progress(progress))
         progress(
             Progress(status=f"Pulling from {reference.path}", id=reference.tag or reference.digest)
         )
@@ -127,7 +128,8 @@ async def push(
             lambda _: _laid_out(content.disk, image_id, record, scratch)
         )
         sink = _push_progress(record, progress)
-        await Registry(reference, scratch, auth, content.disk.root).push(source, sink)
+        registry = Registry(reference, scratch, auth, content.disk.root, _retry_progress(progress))
+        await registry.push(source, sink)
         for blob in record.blobs:
             # Without numbers: clients that draw no bars show only such lines.
             progress(Progress(status="Pushed", id=short_id(blob.digest)))
@@ -141,6 +143,12 @@ async def push(
         )
     )
     return record.manifest
+
+
+def _retry_progress(progress: ProgressSink) -> Callable[[str, float], None]:
+    return lambda reason, seconds: progress(
+        Progress(status=f"Retrying in {seconds:g} seconds: {reason}")
+    )
 
 
 # Pull.
@@ -233,7 +241,9 @@ async def _take(
     try:
         # The locks make two pulls that lack the same layer fetch it once.
         async with content.pinned([*parsed.diff_ids, *digests, parsed.id]):
-            async with content.locked(f"blob {digest}" for digest in digests):
+            # By registry: one that stalls must not hold the others.
+            domain = reference.domain
+            async with content.locked(f"blob {domain} {digest}" for digest in digests):
                 layout = scratch / "layout"
                 await _fetch(content, registry, found, layout, progress)
                 for diff_id, layer in zip(parsed.diff_ids, layers, strict=True):
@@ -247,9 +257,15 @@ async def _take(
                 manifest=(found.exact.digest, found.manifest_bytes),
                 blobs=tuple(Blob(layer.digest, layer.size, layer.media_type) for layer in layers),
             )
+    except InvalidError:
+        # One of the layers is not what it should be: it must be fetched anew.
+        await content.in_thread(lambda _: content.disk.drop_kept(digests))
+        await content.collect()
+        raise
     except BaseException:
         await content.collect()
         raise
+    await content.in_thread(lambda _: content.disk.drop_kept(digests))
     return parsed.id
 
 
@@ -261,35 +277,57 @@ async def _fetch(
     blobs.mkdir(parents=True)
     missing: list[Descriptor] = []
     for layer in {layer.digest: layer for layer in found.manifest.layers}.values():
-        stored = content.disk.blob(layer.digest)
+        stored, kept = content.disk.blob(layer.digest), content.disk.kept_blob(layer.digest)
         if stored.exists():
             os.link(stored, blobs / stored.name)
             progress(Progress(status="Already exists", id=short_id(layer.digest)))
+        elif kept.exists():
+            os.link(kept, blobs / kept.name)
+            progress(Progress(status="Download complete", id=short_id(layer.digest)))
         else:
             missing.append(layer)
             progress(Progress(status="Pulling fs layer", id=short_id(layer.digest)))
     if not missing:
         return
-    watcher = asyncio.create_task(_watch_fetch(blobs, layout, missing, progress))
+    watcher = asyncio.create_task(_watch_fetch(content.disk, blobs, layout, missing, progress))
+    sizes = [found.manifest.config.size, *(layer.size for layer in found.manifest.layers)]
     try:
-        await registry.fetch_blobs(found.exact, layout)
+        await registry.fetch_blobs(found.exact, layout, bytes_max=max(sizes))
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
+        for layer in missing:
+            _keep(content.disk, blobs, layer)
     for layer in missing:
         if not (blobs / layer.digest.removeprefix("sha256:")).exists():
             raise InvalidError(f"the registry did not send the layer {layer.digest}")
 
 
+def _keep(disk: Disk, blobs: Path, layer: Descriptor) -> bool:
+    """Keep a layer if it is complete: skopeo names it by the digest of what it has written."""
+    path = blobs / layer.digest.removeprefix("sha256:")
+    try:
+        if path.stat().st_size != layer.size:
+            return False
+        disk.keep(layer.digest, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 async def _watch_fetch(
-    blobs: Path, layout: Path, missing: Sequence[Descriptor], progress: ProgressSink
+    disk: Disk,
+    blobs: Path,
+    layout: Path,
+    missing: Sequence[Descriptor],
+    progress: ProgressSink,
 ) -> None:
     """Report which blobs are complete, and how far the only one left is."""
     left = {layer.digest.removeprefix("sha256:"): layer for layer in missing}
     while left:
         await asyncio.sleep(_POLL_SECONDS)
-        for name in [name for name in left if (blobs / name).exists()]:
+        for name in [name for name in left if _keep(disk, blobs, left[name])]:
             layer = left.pop(name)
             progress(Progress(status="Download complete", id=name[:12], total=layer.size))
         if len(left) == 1:
