@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol, TypeVar, assert_never
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,7 @@ import structlog
 
 from overlay.api import NodeNetwork, PublishedPort
 from proto.clock import Clock
-from proto.errors import NotFoundError, SwarmError
+from proto.errors import NotFoundError, ResourceExhaustedError, SwarmError
 from proto.ids import ContainerID, ImageID, TaskID, container_id_of
 from worker.api import Assignment
 from worker.container import (
@@ -28,8 +29,9 @@ from worker.container import (
     planned_mounts,
     prepared_of,
 )
-from worker.images.api import Image
+from worker.images.api import Image, Progress
 from worker.pulls import SharedPulls
+from worker.room import Room
 from worker.runtime.api import ContainerMount, Runtime
 from worker.task.events import (
     CancelPrepare,
@@ -62,8 +64,10 @@ from worker.task.events import (
     StrayKept,
     Wait,
     WaitFailed,
+    Waiting,
 )
 from worker.volumes import VolumeStore
+from worker.waits import NO_TASK, Waits
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -87,7 +91,7 @@ class Images(Protocol):
             NotFoundError: this node does not have it.
         """
 
-    def pull(self, ref: str) -> Awaitable[Image]:
+    def pull(self, ref: str, *, progress: Callable[[Progress], None]) -> Awaitable[Image]:
         """Fetch the image from its registry."""
 
 
@@ -112,19 +116,27 @@ class Runner:
         """Begin with nothing under way."""
         self._runtime = runtime
         self._images = images
-        self._pulls = SharedPulls(images.pull)
+        self._pulls = SharedPulls(lambda ref, note: images.pull(ref, progress=note))
         self._network = network
         self._volumes = volumes
         self._node = node
         self._clock = clock
         self._emit = emit
-        self._room = asyncio.Semaphore(PREPARATIONS_MAX)
+        self._waits = Waits(clock, self._note_wait)
+        self._room = Room(PREPARATIONS_MAX)
         self._working: set[asyncio.Task[None]] = set()
         self._watching: set[asyncio.Task[None]] = set()
         self._pulling: dict[TaskID, asyncio.Future[Image]] = {}
         self._cancelled: set[TaskID] = set()
         self._locks: WeakValueDictionary[ContainerID, asyncio.Lock] = WeakValueDictionary()
         self._images_held: dict[TaskID, ImageID] = {}
+
+    def awaited(self) -> tuple[str, ...]:
+        """Return what is waited for on behalf of the node, as sentences."""
+        return self._waits.sentences()
+
+    def _note_wait(self, task_id: TaskID, sentence: str) -> None:
+        self._emit(Waiting(task_id, sentence))
 
     @property
     def images_held(self) -> dict[ContainerID, ImageID]:
@@ -173,6 +185,11 @@ class Runner:
         Raises:
             SwarmError: something is left; it may be called again.
         """
+        what = f"container {container_id[:12]} to be removed"
+        with self._waits.on(NO_TASK, what):
+            await self._purge(container_id)
+
+    async def _purge(self, container_id: ContainerID) -> None:
         async with self._lock(container_id):
             await self._runtime.remove(container_id)
             await self._network.detach(container_id)
@@ -210,13 +227,27 @@ class Runner:
         task_id, container = assignment.task.id, assignment.spec.task.container
         image = await self._resolved(task_id, container.image)
         self._images_held[task_id] = image.id
-        async with self._room:
+        async with self._entered(task_id):
             if task_id in self._cancelled:
                 raise asyncio.CancelledError
             if instruction.is_anew:
-                await self.purge(container_id_of(task_id))
-            async with self._lock(container_id_of(task_id)):
+                with self._waits.on(task_id, "what is left of its container to be removed"):
+                    await self.purge(container_id_of(task_id))
+            with self._waits.on(task_id, "its former container to be removed"):
+                lock = self._lock(container_id_of(task_id))
+                await lock.acquire()
+            try:
                 return await self._made(assignment, image)
+            finally:
+                lock.release()
+
+    @asynccontextmanager
+    async def _entered(self, task_id: TaskID) -> AsyncIterator[None]:
+        """Wait for room to make a container."""
+        async with AsyncExitStack() as stack:
+            with self._waits.on(task_id, f"{PREPARATIONS_MAX} other containers to be made"):
+                await stack.enter_async_context(self._room.entered())
+            yield
 
     async def _resolved(self, task_id: TaskID, reference: str) -> Image:
         """Find or pull the image; the one step that may take long and can be cancelled."""
@@ -229,7 +260,8 @@ class Runner:
         pulling = asyncio.ensure_future(self._pulls.pull(reference))
         self._pulling[task_id] = pulling
         try:
-            return await pulling
+            with self._waits.on(task_id, lambda: self._pulls.awaited(reference)):
+                return await pulling
         except SwarmError as error:
             if reference in error.message:
                 raise
@@ -244,7 +276,9 @@ class Runner:
         container_id = container_id_of(assignment.task.id)
         templates = Templates(assignment, self._node)
         planned = planned_mounts(assignment, image.config, templates)
-        attachment = await self._network.attach(container_id)
+        task_id = assignment.task.id
+        with self._waits.on(task_id, "its network to be made"):
+            attachment = await self._network.attach(container_id)
         prepared = prepared_of(
             assignment.spec.task.container,
             image.config,
@@ -259,7 +293,8 @@ class Runner:
             netns_path=attachment.netns_path,
             mounts=tuple(self._mounted(one, container_id) for one in planned),
         )
-        await self._runtime.create(config)
+        with self._waits.on(task_id, "the container runtime, or the disk, to make its container"):
+            await self._runtime.create(config)
         return prepared
 
     def _mounted(self, planned: PlannedMount, container_id: ContainerID) -> ContainerMount:
@@ -279,7 +314,8 @@ class Runner:
     async def _start(self, instruction: Start) -> None:
         task_id = instruction.task_id
         try:
-            pid = await _attempt(self._runtime.start(container_id_of(task_id)), "starting it")
+            with self._waits.on(task_id, "the container runtime to start its process"):
+                pid = await _attempt(self._runtime.start(container_id_of(task_id)), "starting it")
         except _WorkFailedError as failure:
             self._emit(StartFailed(task_id, failure.sentence))
         else:
@@ -317,7 +353,12 @@ class Runner:
                 "checking its health",
             )
         except _WorkFailedError as failure:
-            self._emit(HealthcheckDone(task_id, HEALTHCHECK_NOT_RUN, failure.sentence))
+            is_made = not isinstance(failure.__cause__, ResourceExhaustedError)
+            if not is_made:
+                log.warning("healthcheck_not_made", task_id=task_id, error=failure.sentence)
+            self._emit(
+                HealthcheckDone(task_id, HEALTHCHECK_NOT_RUN, failure.sentence, is_made=is_made)
+            )
         else:
             text = output.decode(errors="replace")[-HEALTHCHECK_OUTPUT_CHARACTERS_MAX:]
             self._emit(HealthcheckDone(task_id, code, text))
@@ -355,7 +396,8 @@ class Runner:
     async def _publish(self, ports: tuple[PublishedPort, ...]) -> None:
         for attempt in range(1, PUBLISH_ATTEMPTS_MAX + 1):
             try:
-                await _attempt(self._network.publish(ports), "publishing ports")
+                with self._waits.on(NO_TASK, "the kernel to publish ports"):
+                    await _attempt(self._network.publish(ports), "publishing ports")
             except _WorkFailedError as failure:
                 log.warning("publish_failed", attempt=attempt, error=failure.sentence)
                 if attempt == PUBLISH_ATTEMPTS_MAX:

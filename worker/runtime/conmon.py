@@ -84,10 +84,12 @@ async def create(binaries: Binaries, config: ContainerConfig, directory: Contain
         os.close(write_end)
     try:
         line = await _read_report(read_end)
+        # Only the first of the two forks: it has ended, or is about to.
+        await spawn.reap(process)
     finally:
         os.close(read_end)
-        # Only the first of the two forks: it has ended, or is about to.
-        process.wait()
+        # One that was given up: what it has started is found by the container's ID.
+        await spawn.end(process)
     return _pid_of(line, config)
 
 

@@ -14,7 +14,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import structlog
 
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
+
+KILLED_SECONDS_MAX = 2.0
 _READ_BYTES = 65536
 
 
@@ -53,6 +57,19 @@ async def reap(process: subprocess.Popen[bytes]) -> int:
     finally:
         os.close(descriptor)
     return process.wait()
+
+
+async def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child that has not ended, and bury it; nothing if it was buried."""
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGKILL)
+    try:
+        async with asyncio.timeout(KILLED_SECONDS_MAX):
+            await reap(process)
+    except TimeoutError:
+        # It waits in the kernel, for a disk; its end is noticed when the next program is started.
+        log.warning("program_does_not_end", pid=process.pid)
 
 
 async def run(
@@ -94,9 +111,7 @@ async def run(
     finally:
         loop.remove_reader(read_end)
         os.close(read_end)
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        await end(process)
 
 
 def read_available(descriptor: int, kept: bytearray, bytes_max: int) -> bool:

@@ -105,10 +105,14 @@ class WaitFailed(TaskEvent, frozen=True):
 
 
 class HealthcheckDone(TaskEvent, frozen=True):
-    """A health check ended; `exit_code` 0 means healthy."""
+    """A health check ended; `exit_code` 0 means healthy.
+
+    If the node could not make it, `is_made` is false, and nothing is known of the container.
+    """
 
     exit_code: int
     output: str = ""
+    is_made: bool = True
 
 
 class Published(TaskEvent, frozen=True):
@@ -137,6 +141,15 @@ class RemoveFailed(TaskEvent, frozen=True):
     """Something of the container is still there."""
 
     error: str
+
+
+class Waiting(TaskEvent, frozen=True):
+    """The operation under way waits for something outside; "" when it does not any more.
+
+    `sentence` says for what and since when.
+    """
+
+    sentence: str
 
 
 class Tick(TaskEvent, frozen=True):
@@ -178,6 +191,7 @@ Observation = (
     | Detached
     | Removed
     | RemoveFailed
+    | Waiting
     | Tick
 )
 Event = Observation | PortsApplied | PortsFailed | StrayKept | AssignmentMessage

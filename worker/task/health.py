@@ -96,6 +96,11 @@ class HealthMonitor:
                 self.health = Health.UNHEALTHY
         self.next_check_at = now + self._pause(now)
 
+    def skipped(self, now: float) -> None:
+        """Plan the next check after one that could not be made."""
+        assert self.next_check_at is None
+        self.next_check_at = now + self._pause(now)
+
     def _pause(self, now: float) -> float:
         is_within_start = self.health is Health.STARTING and now < self._start_period_end
         return self._start_interval if is_within_start else self._interval

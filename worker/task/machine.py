@@ -61,6 +61,7 @@ from worker.task.events import (
     Unassigned,
     Wait,
     WaitFailed,
+    Waiting,
     Withdraw,
     Withdrawn,
 )
@@ -68,6 +69,7 @@ from worker.task.health import Health, HealthMonitor
 from worker.task.phases import (
     PHASES_AFTER,
     PHASES_HOLDING_PORTS,
+    PHASES_WITH_MAKING,
     PHASES_WITH_PROCESS,
     Phase,
 )
@@ -239,6 +241,8 @@ class TaskMachine:
                 return self._enter(Phase.ENDED) + self._ended_to_removing()
             case Removed() | RemoveFailed():
                 return self._removal_ended(event, now)
+            case Waiting(sentence=sentence):
+                return self._waiting(sentence)
             case Tick():
                 return self._tick(now)
             case _:
@@ -388,6 +392,9 @@ class TaskMachine:
         if self.phase not in {Phase.PROBING, Phase.PUBLISHING, Phase.RUNNING}:
             return []  # A check of a container that was stopped meanwhile.
         assert self._health is not None
+        if not event.is_made:
+            self._health.skipped(now)
+            return []
         self._health.finished(is_success=event.exit_code == 0, now=now)
         if self._health.health is Health.UNHEALTHY:
             self._failure = UNHEALTHY
@@ -400,6 +407,17 @@ class TaskMachine:
             return [*self._enter(Phase.DETACHING), Detach(self.task_id)]
         self._require(Phase.WITHDRAWING)
         return self._stop(now)
+
+    def _waiting(self, sentence: str) -> Instructions:
+        """Let the manager know what a task that is being made waits for; its state stays."""
+        if self.phase not in PHASES_WITH_MAKING or not self.is_assigned:
+            return []
+        words = _MESSAGES.get(self.status.state, "")
+        message = f"{words}: {sentence}" if sentence else words
+        if message == self.status.message:
+            return []
+        self.status = msgspec.structs.replace(self.status, message=message)
+        return [Report(self.task_id, self.status)]
 
     def _removal_ended(self, event: Removed | RemoveFailed, now: float) -> Instructions:
         self._require(Phase.REMOVING)

@@ -91,6 +91,8 @@ PHASES_AFTER: dict[Phase, frozenset[Phase]] = {
 PHASES_WITH_PROCESS = frozenset(
     {_P.PROBING, _P.PUBLISHING, _P.RUNNING, _P.WITHDRAWING, _P.STOPPING}
 )
+# An operation that makes or starts the container is under way.
+PHASES_WITH_MAKING = frozenset({_P.PREPARING, _P.STARTING})
 PHASES_HOLDING_PORTS = frozenset(
     {_P.STARTING, _P.PROBING, _P.PUBLISHING, _P.RUNNING, _P.WITHDRAWING, _P.RELEASING}
 )

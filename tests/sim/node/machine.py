@@ -18,7 +18,7 @@ from overlay.api import Attachment, PublishedPort
 from proto.clock import Clock
 from proto.errors import NotFoundError, RuntimeFailedError
 from proto.ids import ContainerID, ImageID
-from worker.images.api import Image, ImageConfig
+from worker.images.api import Image, ImageConfig, Progress
 from worker.runtime.api import ContainerConfig, ContainerState
 from worker.runtime.sim import SimNetwork, SimRuntime, SimScript, _Container
 
@@ -323,8 +323,9 @@ class Images:
             raise NotFoundError("image", ref)
         return self._held[ref]
 
-    async def pull(self, ref: str) -> Image:
+    async def pull(self, ref: str, *, progress: Callable[[Progress], None]) -> Image:
         """Return an image of the registry, after a while."""
+        progress(Progress(status="Retrying in 1 seconds: the registry is tired"))
         await asyncio.sleep(self._machine.rng.choice((0.2, 3.0, 20.0)))
         if ref == BAD_IMAGE or self._machine.chance(0.2):
             raise NotFoundError("image", ref, f"No such image: {ref}")

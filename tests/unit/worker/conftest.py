@@ -34,7 +34,7 @@ from worker.api import (
     CompleteAssignments,
     StatusUpdate,
 )
-from worker.images.api import Image, ImageConfig
+from worker.images.api import Image, ImageConfig, Progress
 from worker.runtime.api import ContainerConfig
 from worker.runtime.sim import SimNetwork, SimRuntime, SimScript
 
@@ -95,8 +95,9 @@ class FakeImages:
             raise NotFoundError("image", ref)
         return self.images[ref]
 
-    async def pull(self, ref: str) -> Image:
+    async def pull(self, ref: str, *, progress: Callable[[Progress], None]) -> Image:
         """Return an image of the registry after `seconds`."""
+        progress(Progress(status=f"Pulling from {ref}", id="latest"))
         self.pulls.append(ref)
         await asyncio.sleep(self.seconds)
         if ref not in self.registry:
