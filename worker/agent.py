@@ -56,6 +56,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 DATABASE = "worker.db"
 REMOVALS_MAX = 4
 LOGS_POLL_SECONDS = 0.1
+SAVE_RETRY_SECONDS = 5.0
 # For all managers together; the dispatcher's client has a limit for each.
 REGISTER_SECONDS_MAX = 90.0
 # A new leader believes a node alive for twice three seconds: the node must try again before.
@@ -122,6 +123,7 @@ class Agent:
         )
         self._db: WorkerDB | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._saving: asyncio.TimerHandle | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._ended: asyncio.Future[None] | None = None
         self._is_closing = False
@@ -190,8 +192,9 @@ class Agent:
         await asyncio.shield(self._halting)
 
     async def _halted(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._saving):
+            if timer is not None:
+                timer.cancel()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -301,6 +304,7 @@ class Agent:
                 remains[container.id] = Remains(container=container, prepared=prepared)
         stored = self._db.load()
         log.info("agent_started", node_id=self._node_id, tasks=len(stored), containers=len(remains))
+        self._plan_saving()
         self._follow(self._table.adopt(stored, remains, self._clock.monotonic()))
 
     async def _remove_orphaned_volumes(self, existing: Collection[ContainerID]) -> None:
@@ -381,6 +385,26 @@ class Agent:
                     removed=len(message.removed),
                 )
                 self._db.update(message.updated, message.removed)
+        self._plan_saving()
+
+    def _plan_saving(self) -> None:
+        """Try again, until it is so, to store what the disk does not take now."""
+        assert self._db is not None
+        if self._db.fault and self._saving is None:
+            loop = asyncio.get_running_loop()
+            self._saving = loop.call_later(SAVE_RETRY_SECONDS, self._save_again)
+
+    def _save_again(self) -> None:
+        assert self._db is not None
+        self._saving = None
+        if not self._is_closing:
+            self._db.retry()
+            self._plan_saving()
+
+    def troubles(self) -> tuple[str, ...]:
+        """Return what is wrong with this node's work, as sentences; its tasks run all the same."""
+        fault = self._db.fault if self._db is not None else ""
+        return (*((fault,) if fault else ()), *self._runner.awaited())
 
     # --- events and instructions ---
 
@@ -444,6 +468,7 @@ class Agent:
             newest[report.task_id] = StatusUpdate(report.task_id, status)
         if newest:
             self._db.put_statuses(newest.values())
+            self._plan_saving()
         for update in newest.values():
             self._reporter.add(update.task_id, update.status)
 

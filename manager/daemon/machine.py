@@ -52,8 +52,8 @@ def read_machine() -> Machine:
     )
 
 
-def describe(machine: Machine) -> NodeDescription:
-    """Say to the managers what this node is."""
+def describe(machine: Machine, trouble: str = "") -> NodeDescription:
+    """Say to the managers what this node is, and what hampers it."""
     return NodeDescription(
         hostname=machine.hostname,
         platform=Platform(os="linux", architecture=machine.architecture),
@@ -61,6 +61,7 @@ def describe(machine: Machine) -> NodeDescription:
             nano_cpus=machine.cpus * 1_000_000_000, memory_bytes=machine.memory_bytes
         ),
         engine=EngineDescription(version=machine.version),
+        trouble=trouble,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import grp
 import os
@@ -149,7 +150,11 @@ async def compose(config: DaemonConfig, clock: Clock) -> SwarmNode:
     """Make the node's parts, each from what the machine has."""
     candidates = CANDIDATES if config.runtime == "auto" else (config.runtime,)
     binaries, _ = await probe(
-        config.state_dir, candidates=candidates, cgroup_parent=config.cgroup_parent, clock=clock
+        config.state_dir,
+        spare_dir=config.run_dir,
+        candidates=candidates,
+        cgroup_parent=config.cgroup_parent,
+        clock=clock,
     )
     return SwarmNode(
         config,
@@ -199,9 +204,17 @@ def lock_pid_file(path: Path) -> TextIO:
             f"another swarmd (process {owner}) runs with {path.parent}; "
             "stop it, or give this one another --run-dir and --state-dir"
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except OSError as error:
+        # The lock is what counts. What is left in the buffer is not to be written at the end.
+        log.warning("pid_not_written", path=str(path), error=str(error))
+        lock = os.dup(file.fileno())
+        with contextlib.suppress(OSError):
+            file.close()
+        return os.fdopen(lock, "a+")
     return file
 
 

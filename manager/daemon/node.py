@@ -206,7 +206,9 @@ class SwarmNode(Changes):
             runtime=self._runtime_facts,
             counts=agent.container_counts() if agent is not None else (0, 0),
             images=len(self._images.images()),
-            warnings=(self.protection.warning,) if self.protection.warning else (),
+            warnings=tuple(
+                text for text in (self.protection.warning, *self._resources.troubles()) if text
+            ),
         )
 
     @property

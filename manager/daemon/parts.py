@@ -42,11 +42,9 @@ from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.store.tables import View
 from overlay.api import NodeNetwork
 from proto.clock import Clock
-from proto.errors import (
-    InvalidError,
-)
+from proto.errors import InvalidError, ResourceExhaustedError
 from proto.logs import LogRequest
-from proto.objects import NodeRole
+from proto.objects import NodeDescription, NodeRole
 from raft.files import Files
 from raft.kek import Kek
 from raft.node import Settings
@@ -114,7 +112,7 @@ class Parts(abc.ABC):
         )
         self._changing = asyncio.Lock()
         self._supervisor = Supervisor()
-        self._dispatcher = DispatcherSwitch(self._on_session, self._on_wish)
+        self._dispatcher = DispatcherSwitch(self._on_session, self._on_wish, self._described)
         self._resources = Resources(config, images)
         self._publishing = Publishing(self._resources.lines)
         self._identity: Identity | None = None
@@ -132,6 +130,10 @@ class Parts(abc.ABC):
         self._watchdog: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
 
+    def _described(self) -> NodeDescription:
+        """Return what this node says of itself now."""
+        return describe(self._machine, "; ".join(self._resources.troubles()))
+
     def _start_agent(self, identity: Identity) -> None:
         self._supervisor.start("agent", lambda: self._run_agent(identity))
 
@@ -140,7 +142,7 @@ class Parts(abc.ABC):
         agent = Agent(
             self._config.worker_dir,
             identity.node_id,
-            describe(self._machine),
+            self._described(),
             runtime=self._runtime,
             images=self._images,
             network=self._network,
@@ -202,6 +204,9 @@ class Parts(abc.ABC):
             return
         try:
             self._credentials.set_roots(roots_pem)
+        except (ResourceExhaustedError, OSError) as error:
+            # The session goes on, and the next one tells them again.
+            log.warning("roots_not_stored", error=str(error))
         except InvalidError as error:
             # Nobody would trust this node's own certificate: it has to be renewed first.
             log.warning("roots_not_taken", error=error.message)
@@ -268,7 +273,7 @@ class Parts(abc.ABC):
             rng=self._rng,
             on_session=self._on_session,
             on_wish=self._on_wish,
-            describe=lambda: describe(self._machine),
+            describe=self._described,
             address=split_port(self._identity.advertise_addr, "address")[0],
         )
         self._dispatcher.use(self._client)
@@ -313,7 +318,11 @@ class Parts(abc.ABC):
             for peer in managers
         )
         if found != tuple(members.values()):
-            write_remembered(self._config.managers_file, found)
+            try:
+                write_remembered(self._config.managers_file, found)
+            except OSError as error:
+                # It is told again with every session, and only needed to find the first.
+                log.warning("managers_not_remembered", error=str(error))
             self.protection.look_again()
 
     def _begin(self, work: Coroutine[None, None, None], name: str) -> None:

@@ -13,6 +13,7 @@ from proto.errors import SwarmError
 from proto.ids import ContainerID, ImageID, TaskID
 from proto.logs import LogOptions, LogRecord
 from worker.agent import Agent
+from worker.diskspace import full_disk
 from worker.files.tree import size_bytes
 from worker.images.removal import ImageUse
 from worker.images.store import ImageStore
@@ -33,6 +34,13 @@ class Resources:
         self._images = images
         self.agent: Agent | None = None
         self._releasing: asyncio.Task[None] | None = None
+
+    def troubles(self) -> tuple[str, ...]:
+        """Return what hampers this node's work, as sentences without numbers that change."""
+        found = [full_disk(self._config.state_dir), self._images.fault]
+        if self.agent is not None:
+            found += self.agent.troubles()
+        return tuple(sentence for sentence in found if sentence)
 
     async def close(self) -> None:
         """Wait for what is under way."""

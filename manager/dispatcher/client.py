@@ -17,6 +17,7 @@ from grpc import aio
 
 from manager.dispatcher import wire
 from manager.dispatcher.assignments import Chain
+from manager.dispatcher.describing import keep_described
 from manager.dispatcher.session import Session
 from manager.nodeport.channel import ChannelLimits, open_channel
 from manager.nodeport.errors import error_of, error_of_call
@@ -44,8 +45,6 @@ REGISTER_SECONDS_MAX = 16.0
 the line at a busy manager longer."""
 
 ACK_SECONDS_MAX = 5.0
-# Source: swarmkit agent/agent.go (nodeUpdatePeriod).
-DESCRIBE_SECONDS = 20.0
 MESSAGES_MAX = 64
 
 Call = aio.StreamStreamCall[pb.FromAgent, pb.ToAgent]
@@ -80,7 +79,7 @@ class DispatcherClient:
             rng: draws managers.
             on_session: told of each `Session`: the first, and whatever changes in it.
             on_wish: told of each wish for the output of one of this node's tasks; quick.
-            describe: returns what the node says of itself now; asked every 20 s.
+            describe: returns what the node says of itself now; asked every few seconds.
             address: where others reach the node; "" lets the manager see.
             limits: of the connection.
         """
@@ -385,12 +384,9 @@ class _ClientSession:
             await self._write(wire.HEARTBEAT)
 
     async def _describe_again(self, description: NodeDescription) -> None:
-        while True:
-            await asyncio.sleep(DESCRIBE_SECONDS)
-            newer = self._describe()
-            if newer != description:
-                await self._write(wire.node_report(newer))
-                description = newer
+        await keep_described(
+            description, self._describe, lambda newer: self._write(wire.node_report(newer))
+        )
 
     async def _write(self, message: pb.FromAgent) -> None:
         assert self._call is not None

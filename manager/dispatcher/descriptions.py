@@ -37,7 +37,11 @@ def registration(
         node = tx.nodes.get(node_id)
         if node is None:
             raise RemovedError(node_id)
-        status = NodeStatus(state=NodeState.READY, addr=address or node.status.addr)
+        status = NodeStatus(
+            state=NodeState.READY,
+            message=description.trouble,
+            addr=address or node.status.addr,
+        )
         return tx.update(
             msgspec.structs.replace(node, description=description, status=status, down_since=0.0)
         )
@@ -50,7 +54,12 @@ def redescription(node_id: NodeID, description: NodeDescription) -> Callable[[Tr
 
     def write(tx: Transaction) -> None:
         node = tx.nodes.get(node_id)
-        if node is not None:
-            tx.update(msgspec.structs.replace(node, description=description))
+        if node is None:
+            return
+        status = node.status
+        if status.state is NodeState.READY:
+            message = description.trouble
+            status = msgspec.structs.replace(status, message=message)
+        tx.update(msgspec.structs.replace(node, description=description, status=status))
 
     return write

@@ -10,13 +10,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+import structlog
+
 from manager.dispatcher.core import DispatcherCore
+from manager.dispatcher.describing import keep_described
 from manager.dispatcher.session import OpenSession, Session
 from proto.assignments import AssignmentMessage, StatusUpdate
-from proto.errors import UnavailableError
+from proto.errors import SwarmError, UnavailableError
 from proto.ids import NodeID
 from proto.logs import LogRequest
 from proto.objects import Node, NodeDescription
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 
 class Client(Protocol):
@@ -44,7 +49,9 @@ class _Local:
         session: OpenSession,
         on_session: Callable[[Session], None],
         on_wish: Callable[[LogRequest], None],
+        describe: Callable[[], NodeDescription] | None,
     ) -> None:
+        self._describe = describe
         self._core = core
         self._session = session
         self._on_session = on_session
@@ -54,6 +61,7 @@ class _Local:
         self._session.close(UnavailableError(reason))
 
     async def assignments(self, _node_id: NodeID) -> AsyncIterator[AssignmentMessage]:
+        describing = asyncio.create_task(self._keep_described())
         try:
             async for message in self._session.messages():
                 if isinstance(message, Session):
@@ -63,7 +71,22 @@ class _Local:
                 else:
                     yield message.content
         finally:
+            describing.cancel()
+            await asyncio.gather(describing, return_exceptions=True)
             self._core.end(self._session)
+
+    async def _keep_described(self) -> None:
+        """Let the rows of the store have what this node says of itself, as other nodes do."""
+        if self._describe is None:
+            return
+        told = self._session.told.node.description
+        while True:
+            try:
+                await keep_described(
+                    told, self._describe, lambda newer: self._core.describe(self._session, newer)
+                )
+            except SwarmError as error:
+                log.warning("description_not_stored", error=error.message)
 
     async def update_statuses(self, _node_id: NodeID, updates: Sequence[StatusUpdate]) -> None:
         await self._core.update_statuses(self._session, updates)
@@ -76,13 +99,16 @@ class DispatcherSwitch:
         self,
         on_session: Callable[[Session], None] = lambda _session: None,
         on_wish: Callable[[LogRequest], None] = lambda _wish: None,
+        describe: Callable[[], NodeDescription] | None = None,
     ) -> None:
         """Start without a dispatcher.
 
         Args:
             on_session: told of each `Session` in process; a client tells its own callback.
             on_wish: likewise of each wish for the output of one of this node's tasks.
+            describe: returns what this node says of itself now; a client has its own.
         """
+        self._describe = describe
         self._on_session = on_session
         self._on_wish = on_wish
         self._core: DispatcherCore | None = None
@@ -121,7 +147,7 @@ class DispatcherSwitch:
             if core is not self._core:
                 core.end(session)
                 raise UnavailableError("the leadership moved")
-            self._current = _Local(core, session, self._on_session, self._on_wish)
+            self._current = _Local(core, session, self._on_session, self._on_wish, self._describe)
             return session.told.node
         if client is None:
             raise UnavailableError("no manager can be reached")

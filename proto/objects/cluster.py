@@ -55,13 +55,18 @@ class EngineDescription(Stored, frozen=True):
 
 
 class NodeDescription(Stored, frozen=True):
-    """What a node says of itself."""
+    """What a node says of itself.
+
+    Attributes:
+        trouble: what hampers the node's work, in sentences; its status's message while it is ready.
+    """
 
     hostname: str = ""
     platform: Platform = Platform()
     resources: Resources = Resources()
     engine: EngineDescription = EngineDescription()
     generic: tuple[GenericResource, ...] = ()
+    trouble: str = ""
 
 
 class TLSInfo(Stored, frozen=True):

@@ -1,9 +1,13 @@
 """Layers, blobs and metadata together: the one place where the store changes.
 
 Everything that changes goes through `commit`, one change at a time, and is on the disk before
-anybody sees it. Whoever works towards a change *pins* the layers and blobs that it will need, so
-that a removal meanwhile leaves them; and *locks* each layer that it makes, so that two who need the
-same one make it once.
+anybody sees it. A removal is the exception where the disk is full: the files go first, and the
+metadata is written when there is room for it. A crash between the two is mended at the next
+opening, which drops images whose files are gone.
+
+Whoever works towards a change *pins* the layers and blobs that it will need, so that a removal
+meanwhile leaves them; and *locks* each layer that it makes, so that two who need the same one make
+it once.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
-from proto.errors import InvalidError, NotFoundError, SwarmError
+from proto.errors import InvalidError, NotFoundError, ResourceExhaustedError, SwarmError
 from proto.ids import ImageID
 from worker.images import state as states
 from worker.images.api import Image, Progress
@@ -41,10 +45,17 @@ _REPORT_BYTES_MIN = 512 * 1024
 
 
 class Content:
-    """The store's contents."""
+    """The store's contents.
 
-    def __init__(self, disk: Disk, state: State, parsed: dict[ImageID, Parsed]) -> None:
+    Attributes:
+        fault: why the newest metadata is not on the disk, as a sentence; "" when it is.
+    """
+
+    def __init__(
+        self, disk: Disk, state: State, parsed: dict[ImageID, Parsed], *, fault: str = ""
+    ) -> None:
         """Take over what `recovered` has found."""
+        self.fault = fault
         self.disk = disk
         self.state = state
         self.parsed = parsed
@@ -132,15 +143,9 @@ class Content:
             needed = states.needed_blobs(after)
             candidates = (states.needed_blobs(before) | self._loose) - needed
             dead = candidates - self._pins.keys()
-
-            def write(_: threading.Event) -> None:
-                for digest, data in documents.items():
-                    self.disk.write_blob(digest, data)
-                self.disk.store(after)
-
             # Layers of no image may stand in the file: a full disk does not keep them from going.
             if changed is not before or documents:
-                await self.in_thread(write)
+                await self._store(before, after, documents)
             self.state = after
             self._loose = candidates - dead
             if parsed is not None:
@@ -149,12 +154,44 @@ class Content:
                 del self.parsed[image_id]
             paths = [self.disk.layer(layer.directory) for layer in garbage.layers]
             paths += [self.disk.blob(digest) for digest in dead]
-            if not paths:
-                return garbage
-            aside = await self.in_thread(lambda _: self.disk.set_aside(paths))
+            aside = await self.in_thread(lambda _: self.disk.set_aside(paths)) if paths else []
         # Removing large trees takes seconds: nobody need wait for that.
-        await self.in_thread(lambda _: self.disk.clear([aside]))
+        if aside:
+            await self.in_thread(lambda _: self.disk.clear(aside))
+        await self.save_again()
         return garbage
+
+    async def _store(self, before: State, after: State, documents: Mapping[str, bytes]) -> None:
+        """Write the metadata; what only takes away may be written later."""
+
+        def write(_: threading.Event) -> None:
+            for digest, data in documents.items():
+                self.disk.write_blob(digest, data)
+            self.disk.store(after)
+
+        try:
+            await self.in_thread(write)
+        except ResourceExhaustedError as error:
+            if documents or not states.is_reduction(before, after):
+                raise
+            self.fault = error.message
+            log.warning("image_metadata_not_written", error=error.message)
+        else:
+            self.fault = ""
+
+    async def save_again(self) -> None:
+        """Write the metadata that could not be written, if there is room now."""
+        if not self.fault:
+            return
+        async with self._mutex:
+            state = self.state
+            try:
+                await self.in_thread(lambda _: self.disk.store(state))
+            except SwarmError as error:
+                self.fault = error.message
+            else:
+                self.fault = ""
+                log.info("image_metadata_written_again")
 
     async def collect(self) -> None:
         """Remove what an attempt that failed has left: layers of no image."""
@@ -333,7 +370,7 @@ def check_digests(unpacked: Unpacked, diff_id: str, blob_digest: str) -> None:
         )
 
 
-def recovered(disk: Disk, stop: threading.Event) -> tuple[State, dict[ImageID, Parsed]]:
+def recovered(disk: Disk, stop: threading.Event) -> Content:
     """Read the metadata, mend what can be mended and remove what is left over. Blocks.
 
     A layer without its directory is unpacked again; an image whose parts are lost is dropped (it
@@ -368,20 +405,36 @@ def recovered(disk: Disk, stop: threading.Event) -> tuple[State, dict[ImageID, P
         digests={name: image for name, image in stored.digests.items() if image not in lost},
     )
     state, dropped = states.collected(state, ())
-    if state != loaded:
-        disk.sync()
-        disk.store(state)
+    fault = _stored(disk, state) if state != loaded else ""
     removed = disk.sweep(state)
     if removed or garbage.layers or dropped.layers:
         log.info("image_leftovers_removed", count=len(removed))
-    return state, parsed
+    return Content(disk, state, parsed, fault=fault)
+
+
+def _stored(disk: Disk, state: State) -> str:
+    """Write the metadata; return why not, if the disk is full: it must be possible to prune it."""
+    try:
+        disk.sync()
+        disk.store(state)
+    except OSError as error:
+        sentence = sentence_of(error, disk.root)
+        if not isinstance(sentence, ResourceExhaustedError):
+            raise
+        log.warning("image_metadata_not_written", error=sentence.message)
+        return sentence.message
+    return ""
 
 
 def _unpacked_again(disk: Disk, diff_id: str, layer: LayerRecord, stop: threading.Event) -> bool:
     blob = disk.blob(layer.blob)
     if not blob.exists():
         return False
-    scratch = disk.new_scratch()
+    try:
+        scratch = disk.new_scratch()
+    except OSError as error:
+        log.warning("layer_not_mended", diff_id=diff_id, error=str(error))
+        return False
     try:
         unpacked = unpack_blob(blob, scratch, f"the layer {diff_id}", stop)
         check_digests(unpacked, diff_id, layer.blob)

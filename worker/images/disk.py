@@ -13,16 +13,23 @@ functions block; the store calls them in threads.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import secrets
 import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+import structlog
+
 from proto.errors import ConflictError, CorruptError, InvalidError
+from worker.diskspace import FULL_ERRNOS
 from worker.files import kernel, tree
 from worker.images import state as states
 from worker.images.state import State
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 _PRIVATE = 0o700
 _OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -41,10 +48,12 @@ class Disk:
         self.layers = root / "l"
         self.blobs = root / "blobs" / "sha256"
         self.scratch = root / "tmp"
+        # Layers of pulls that were interrupted, complete and checked, by digest.
+        self.kept = root / "kept"
         root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
         self._lock = _locked(root)
         try:
-            for directory in (self.layers, self.blobs, self.scratch):
+            for directory in (self.layers, self.blobs, self.scratch, self.kept):
                 directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
             self.clear(self.scratch.iterdir())
             layout = root / "oci-layout"
@@ -112,24 +121,58 @@ class Disk:
         source.chmod(0o600)
         source.replace(self.blob(digest))
 
+    def keep(self, digest: str, source: Path) -> None:
+        """Let a complete layer outlive the pull that fetched it; it takes no room of its own."""
+        with contextlib.suppress(FileExistsError):
+            os.link(source, self.kept / source.name)
+        log.debug("layer_kept", digest=digest)
+
+    def kept_blob(self, digest: str) -> Path:
+        """Where a layer of an interrupted pull is or would be."""
+        return self.kept / digest.removeprefix("sha256:")
+
+    def drop_kept(self, digests: Iterable[str]) -> None:
+        """Remove layers of interrupted pulls: they are in use now, or are of none."""
+        self.clear(self.kept_blob(digest) for digest in digests)
+
+    def drop_all_kept(self, *, older_than: float = float("inf")) -> int:
+        """Remove all such layers that nobody asked for since then; return their bytes."""
+        freed = 0
+        for path in list(self.kept.iterdir()):
+            found = path.stat()
+            if found.st_ctime < older_than:
+                # A layer that became an image's has another name, and frees nothing.
+                freed += found.st_size if found.st_nlink == 1 else 0
+                path.unlink()
+        return freed
+
     def take_layer(self, directory: str, source: Path) -> None:
         """Move an unpacked layer out of `tmp`."""
         target = self.layer(directory)
         if target.exists():
             # Left over: the caller knows that no record names it.
-            self.clear([self.set_aside([target])])
+            self.clear(self.set_aside([target]))
         source.replace(target)
 
-    def set_aside(self, paths: Iterable[Path]) -> Path:
+    def set_aside(self, paths: Iterable[Path]) -> list[Path]:
         """Move files and trees away, which is quick; return where to, for `clear`.
 
-        So a half-removed layer is never found under its name.
+        So a half-removed layer is never found under its name. Nothing is made for it, since a full
+        disk has no room for a directory either; what cannot be moved stays where it is.
         """
-        bin_directory = self.new_scratch()
-        for number, path in enumerate(paths):
-            if path.exists():
-                path.rename(bin_directory / str(number))
-        return bin_directory
+        moved = []
+        for path in paths:
+            target = self.scratch / f"gone-{secrets.token_hex(8)}"
+            try:
+                path.rename(target)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in FULL_ERRNOS:
+                    raise
+                target = path
+            moved.append(target)
+        return moved
 
     def clear(self, paths: Iterable[Path]) -> None:
         """Remove files and whole trees."""
@@ -144,7 +187,7 @@ class Disk:
 
     def _sweep(self, directory: Path, needed: Collection[str]) -> list[str]:
         left_over = sorted(path for path in directory.iterdir() if path.name not in needed)
-        self.clear([self.set_aside(left_over)])
+        self.clear(self.set_aside(left_over))
         return [path.name for path in left_over]
 
     def _replace(self, path: Path, data: bytes) -> None:

@@ -93,6 +93,16 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         assert len(set(directories)) == len(directories), "two layers share a directory"
 
 
+def is_reduction(before: State, after: State) -> bool:
+    """Tell whether a change only takes away: it needs no room, and makes some."""
+    return (
+        after.tags.items() <= before.tags.items()
+        and after.digests.items() <= before.digests.items()
+        and after.images.keys() <= before.images.keys()
+        and after.layers.keys() <= before.layers.keys()
+    )
+
+
 class Garbage(msgspec.Struct, frozen=True, kw_only=True):
     """What no image needs any more; the state no longer has it, the disk still does."""
 

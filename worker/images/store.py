@@ -41,6 +41,9 @@ from worker.images.work import Reader, StreamReader, Watched, in_thread
 T = TypeVar("T")
 Source = AsyncIterator[bytes] | Path
 
+# How long layers of a pull that was interrupted wait for the next attempt.
+KEPT_SECONDS = 24 * 3600.0
+
 
 def _ignore(_: Progress) -> None:
     """Take progress that nobody asked for."""
@@ -70,21 +73,29 @@ class ImageStore:
             CorruptError: the metadata cannot be read.
         """
 
-        def prepare(stop: threading.Event) -> tuple[Disk, Content]:
+        def prepare(stop: threading.Event) -> Content:
             disk = Disk(root)
             try:
-                state, parsed = recovered(disk, stop)
+                return recovered(disk, stop)
             except BaseException:
                 disk.close()
                 raise
-            return disk, Content(disk, state, parsed)
 
-        _, content = await in_thread(prepare, root)
+        content = await in_thread(prepare, root)
         return cls(content, clock, host_platform(machine or machines.machine()))
 
     async def close(self) -> None:
         """Give the directory up. Nothing may be under way any more."""
         self._content.disk.close()
+
+    @property
+    def fault(self) -> str:
+        """Why a removal is not on the disk yet, as a sentence; "" when all is."""
+        return self._content.fault
+
+    async def save_again(self) -> None:
+        """Write what a full disk did not take, if it takes it now; does not raise for the disk."""
+        await self._content.save_again()
 
     # Looking.
 
@@ -233,6 +244,8 @@ class ImageStore:
             InvalidError: `ref` is not a reference, or what was sent is damaged.
         """
         reference = references.parse_tagged(ref)
+        oldest = self._clock.wall() - KEPT_SECONDS
+        await self._content.in_thread(lambda _: self._content.disk.drop_all_kept(older_than=oldest))
         return await registry.pull(
             self._content,
             reference,
@@ -331,7 +344,9 @@ class ImageStore:
             ]
             return removal.prune(state, sorted(candidates), in_use)
 
-        return await self._remove(decide, in_use)
+        kept_bytes = await self._content.in_thread(lambda _: self._content.disk.drop_all_kept())
+        deleted, freed = await self._remove(decide, in_use)
+        return deleted, freed + kept_bytes
 
     @property
     def has_hidden(self) -> bool:

@@ -9,7 +9,6 @@ Errors of the operating system become sentences here, in one place.
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from proto.errors import ResourceExhaustedError, RuntimeFailedError, SwarmError
+from worker.diskspace import FULL_ERRNOS
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 256 * 1024
 _POLL_SECONDS = 0.1
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class StoppedError(Exception):
@@ -174,7 +173,7 @@ def _translated(function: Callable[[threading.Event], T], stop: threading.Event,
 
 def sentence_of(error: OSError, where: Path) -> SwarmError:
     """Turn an error of the operating system into a sentence that names the directory."""
-    if error.errno in _FULL:
+    if error.errno in FULL_ERRNOS:
         return ResourceExhaustedError(
             f"no space left on device: {where} is full; remove images that are not needed "
             "(docker image prune) or give it a larger disk"

@@ -1,6 +1,8 @@
 """Run a command beside a container's main process, with that process's rights: health checks.
 
-Not through conmon: the command belongs to the daemon that waits for it, and is killed with it.
+Not through conmon: the command belongs to the daemon that waits for it, and is killed with it. Its
+files lie where sockets and runtime state do, since the disk of the containers may be full: a check
+that cannot be made says nothing about the container.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ import contextlib
 import os
 import secrets
 import signal
+from pathlib import Path
 
 import msgspec
 
-from proto.errors import RuntimeFailedError
+from proto.errors import ResourceExhaustedError, RuntimeFailedError
 from proto.ids import ContainerID
+from worker.diskspace import FULL_ERRNOS
 from worker.runtime import conmon, prepare, procfs, spawn, spec
 from worker.runtime.api import ContainerConfig
 from worker.runtime.conmon import Binaries
-from worker.runtime.directory import ContainerDirectory
+from worker.runtime.directory import ContainerDirectory, read_pid, write_private
 from worker.runtime.spec import HostFacts
 
 OUTPUT_BYTES_MAX = 4096
@@ -58,23 +62,26 @@ async def run(
     container_id: ContainerID,
     document: dict[str, object],
     *,
+    scratch: Path,
     timeout: float,
 ) -> tuple[int, bytes]:
     """Run it to its end, at most `timeout` seconds; return its exit code and first output.
 
+    `scratch` is a directory for files of this call.
+
     Raises:
         TimeoutError: it took too long, and was killed.
+        ResourceExhaustedError: there is no room for the files.
         RuntimeFailedError: the runtime cannot be run.
     """
-    name = f"exec-{secrets.token_hex(8)}"
-    pid_file = f"{name}.pid"
-    directory.write(name, msgspec.json.encode(document))
+    file = scratch / f"exec-{secrets.token_hex(8)}"
+    pid_file = file.with_suffix(".pid")
     argv = [
         binaries.runtime, f"--root={directory.state_directory.parent}", "exec",
-        "--process", str(directory.path / name), "--pid-file", str(directory.path / pid_file),
-        container_id,
+        "--process", str(file), "--pid-file", str(pid_file), container_id,
     ]  # fmt: skip
     try:
+        write_private(file, msgspec.json.encode(document))
         async with asyncio.timeout(timeout):
             finished = await spawn.run(
                 argv, environment=conmon.environment(), output_bytes_max=OUTPUT_BYTES_MAX
@@ -82,12 +89,14 @@ async def run(
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise
+        if error.errno in FULL_ERRNOS:
+            raise ResourceExhaustedError(f"no space left on device: {scratch} is full") from error
         raise RuntimeFailedError(f"cannot run {binaries.runtime}: {error.strerror}") from error
     finally:
         # Killing the runtime's own process leaves the command running in the container.
-        await kill_command(directory.read_pid(pid_file), container_id)
-        for file in (name, pid_file):
-            (directory.path / file).unlink(missing_ok=True)
+        await kill_command(read_pid(pid_file), container_id)
+        file.unlink(missing_ok=True)
+        pid_file.unlink(missing_ok=True)
     code = finished.code
     return (code if code >= 0 else _SIGNALLED - code), finished.output
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import platform
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -25,6 +23,7 @@ from proto.clock import Clock, SystemClock
 from proto.errors import RuntimeFailedError, SwarmError
 from proto.ids import ContainerID
 from proto.logs import LogOptions, LogRecord
+from worker.diskspace import FULL_ERRNOS, full_disk
 from worker.runtime import (
     binds,
     capabilities,
@@ -45,22 +44,21 @@ from worker.runtime.monitor import Monitor
 from worker.runtime.prepare import Preparation
 from worker.runtime.rotation import Rotator
 from worker.runtime.spec import HostFacts
+from worker.runtime.threads import Threads
 from worker.runtime.watching import Watches
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
 CREATE_SECONDS_MAX = 60.0
+START_SECONDS_MAX = 60.0
 _THREADS_MAX = 4
+_FULL = "the disk is full"
 _MESSAGE_BYTES_MAX = 4096
 _INIT_PROGRAMS = ("docker-init", "tini-static", "catatonit")
 _ARCHITECTURES = {
     "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386",
     "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64",
 }  # fmt: skip
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def host_facts(layout: cgroups.Layout) -> HostFacts:
@@ -106,6 +104,7 @@ class OciRuntime:
         """
         self._root = root
         self._state = run / binaries.name
+        self._scratch = run / "exec"
         self._binaries = binaries
         self._cgroup_parent = cgroup_parent.rstrip("/")
         self._clock = clock or SystemClock()
@@ -118,10 +117,10 @@ class OciRuntime:
         self._removing: set[ContainerID] = set()
         self._filters = FilterCache(binaries.name)
         self._volume_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runtime")
+        self._threads = Threads(_THREADS_MAX)
         # Called after each step with its name; tests stop the world there.
         self.after_step: Callable[[str], None] = _nothing
-        for directory in (self._root, self._state):
+        for directory in (self._root, self._state, self._scratch):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         # What a daemon that was killed left half made or half deleted; none of our own work yet.
         self._leftovers = [name for name in os.listdir(root) if name.startswith(".")]  # noqa: PTH208 -- names
@@ -158,18 +157,18 @@ class OciRuntime:
         )
         try:
             async with self._filling(config):
-                await self._blocking(preparation.run)
+                await self._threads.run(config.id, preparation.run)
             async with asyncio.timeout(CREATE_SECONDS_MAX):
                 pid = await conmon.create(self._binaries, config, directory)
             self.after_step("created")
             if any(mount.subpath for mount in config.mounts):
-                await self._blocking(binds.unpin, directory.path)
+                await self._threads.run(config.id, partial(binds.unpin, directory.path))
             self.after_step("unpinned")
             self._write_record(directory, pid)
             self.after_step("recorded")
         except Exception as error:
             await self._undo(config.id)
-            raise _sentence(error, config.id) from error
+            raise self._with_disk(_sentence(error, config.id)) from error
         except asyncio.CancelledError:
             await self._undo(config.id)
             raise
@@ -193,6 +192,11 @@ class OciRuntime:
                     lock = self._volume_locks[directory] = asyncio.Lock()
                 await stack.enter_async_context(lock)
             yield
+
+    def _with_disk(self, error: RuntimeFailedError) -> RuntimeFailedError:
+        """Name a full disk where there is one: programs fail on it in ways that do not tell."""
+        full = "" if error.message.startswith(_FULL) else full_disk(self._root)
+        return RuntimeFailedError(f"{_FULL}: {error.message} ({full})") if full else error
 
     async def _undo(self, container_id: ContainerID) -> None:
         """Remove a failed attempt; the failure itself is what the caller must hear of."""
@@ -226,13 +230,20 @@ class OciRuntime:
         if state.state != "created":
             return record.pid
         root = f"--root={self._state}"
-        finished = await spawn.run(
-            [self._binaries.runtime, root, "start", container_id],
-            environment=conmon.environment(),
-            output_bytes_max=_MESSAGE_BYTES_MAX,
-        )
+        try:
+            async with asyncio.timeout(START_SECONDS_MAX):
+                finished = await spawn.run(
+                    [self._binaries.runtime, root, "start", container_id],
+                    environment=conmon.environment(),
+                    output_bytes_max=_MESSAGE_BYTES_MAX,
+                )
+        except TimeoutError as error:
+            raise RuntimeFailedError(
+                f"the container runtime did not start container {container_id[:12]} within "
+                f"{START_SECONDS_MAX:g} s"
+            ) from error
         if finished.code != 0:
-            raise conmon.failure(finished.output.decode(errors="replace"), config)
+            raise self._with_disk(conmon.failure(finished.output.decode(errors="replace"), config))
         return record.pid
 
     async def wait(self, container_id: ContainerID) -> ExitStatus:
@@ -260,7 +271,7 @@ class OciRuntime:
             return ExitStatus(LOST_EXIT_CODE, self._clock.wall())
         log.warning("container_monitor_lost", container_id=container_id, pid=record.pid)
         if record.boot_id == self._boot_id:
-            await self._blocking(removal.kill_recorded, record)
+            await self._threads.run(container_id, partial(removal.kill_recorded, record))
         try:
             directory.write("exit", str(LOST_EXIT_CODE).encode())
         except OSError as error:
@@ -299,21 +310,24 @@ class OciRuntime:
     async def _destroy(self, container_id: ContainerID) -> None:
         self._removing.add(container_id)
         try:
-            await self._blocking(
-                removal.destroy,
-                self._directory(container_id),
+            await self._threads.run(
                 container_id,
-                layout=self._layout,
-                cgroup=self._cgroup(container_id),
-                boot_id=self._boot_id,
-                after_step=self.after_step,
+                partial(
+                    removal.destroy,
+                    self._directory(container_id),
+                    container_id,
+                    layout=self._layout,
+                    cgroup=self._cgroup(container_id),
+                    boot_id=self._boot_id,
+                    after_step=self.after_step,
+                ),
             )
         finally:
             self._removing.discard(container_id)
 
     async def list_containers(self) -> list[ContainerState]:
         """Return every container of this runtime, also those made by an earlier daemon."""
-        states = await self._blocking(self._list)
+        states = await self._threads.run(ContainerID(""), self._list)
         for state, log_config in states:
             if state.state in {"created", "running"}:
                 self._rotator.add(state.id, self._directory(state.id), log_config)
@@ -399,29 +413,19 @@ class OciRuntime:
         except (SwarmError, OSError) as error:
             raise _sentence(error, container_id) from error
         return await execution.run(
-            self._binaries, directory, container_id, document, timeout=timeout
+            self._binaries,
+            directory,
+            container_id,
+            document,
+            scratch=self._scratch,
+            timeout=timeout,
         )
 
     async def close(self) -> None:
         """Stop watching. Containers go on."""
         await self._rotator.close()
         self._monitor.close()
-        self._threads.shutdown(wait=True)
-
-    async def _blocking(
-        self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        """Run in a thread. A thread cannot be cancelled: cancellation waits for its end.
-
-        Otherwise what cleans up would race against what still builds.
-        """
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        await self._threads.close()
 
 
 def _nothing(_step: str) -> None:
@@ -439,10 +443,8 @@ def _sentence(error: Exception, container_id: ContainerID) -> RuntimeFailedError
             return RuntimeFailedError(
                 f"the container runtime did not answer within {CREATE_SECONDS_MAX:.0f} s"
             )
-        case OSError() if error.errno in _FULL:
-            return RuntimeFailedError(
-                f"the disk is full: container {container_id[:12]} cannot be created"
-            )
+        case OSError() if error.errno in FULL_ERRNOS:
+            return RuntimeFailedError(f"{_FULL}: container {container_id[:12]} cannot be created")
         case OSError():
             return RuntimeFailedError(
                 f"container {container_id[:12]} cannot be created: {error.strerror}"

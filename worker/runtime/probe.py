@@ -5,11 +5,16 @@ and 2 mounted together, runc does not), so each candidate creates a container an
 the very code that will do so later: 50 ms at the daemon's start. The process is not started, so
 the trial needs no program that could run inside.
 
+A full disk says nothing about a program, and must not keep the daemon from starting, or nobody
+could make room by it: then the trial is made elsewhere, and if there is no room either, the first
+program that is there is taken untried.
+
 Source: crun `src/libcrun/cgroup-setup.c` for what it refuses.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -20,6 +25,7 @@ import structlog
 from proto.clock import Clock
 from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
+from worker.diskspace import full_disk
 from worker.runtime import conmon, spawn
 from worker.runtime.api import ContainerConfig, ContainerLimits, LogConfig, Probe
 from worker.runtime.conmon import Binaries
@@ -31,11 +37,13 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 CANDIDATES = ("crun", "runc")
 _PIDS = 8
 _VERSION_BYTES_MAX = 4096
+_VERSION_SECONDS_MAX = 10.0
 
 
 async def probe(
     state_dir: Path,
     *,
+    spare_dir: Path | None = None,
     candidates: Sequence[str] = CANDIDATES,
     cgroup_parent: str = "/swarm",
     clock: Clock | None = None,
@@ -44,6 +52,7 @@ async def probe(
 
     Args:
         state_dir: where containers will live (`/var/lib/swarm`): the trial is on its filesystem.
+        spare_dir: where it is made if that one is full.
         candidates: names of runtimes, best first.
         cgroup_parent: as the runtime will have it.
         clock: as the runtime will have it.
@@ -57,16 +66,25 @@ async def probe(
             "no container can be run: conmon is not installed (apt-get install conmon)"
         )
     reasons = []
+    untried: Binaries | None = None
     for name in candidates:
         path = shutil.which(name)
         if path is None:
             reasons.append(f"{name} is not installed (apt-get install {name})")
             continue
         binaries = Binaries(name, path, monitor, await _version(path))
-        refusal = await _try(binaries, state_dir, cgroup_parent, clock)
-        if refusal is None:
-            return binaries, _found(binaries, reasons)
-        reasons.append(f"{binaries.version} refuses: {refusal}")
+        for place in [state_dir] if spare_dir is None else [state_dir, spare_dir]:
+            refusal = await _try(binaries, place, cgroup_parent, clock)
+            if refusal is None:
+                return binaries, _found(binaries, reasons)
+            full = full_disk(place)
+            reasons.append(f"{binaries.version} refuses: {full or refusal}")
+            if not full:
+                break
+        else:
+            untried = untried or binaries
+    if untried is not None:
+        return untried, _untried(untried, reasons)
     reason = "no container can be run: " + "; ".join(reasons)
     log.error("runtime_missing", reason=reason)
     raise RuntimeFailedError(reason)
@@ -82,12 +100,22 @@ def _found(binaries: Binaries, reasons: Sequence[str]) -> Probe:
     return Probe(works=True, reason=sentence)
 
 
+def _untried(binaries: Binaries, reasons: Sequence[str]) -> Probe:
+    sentence = f"{binaries.version} is taken without a trial: " + "; ".join(reasons)
+    log.warning("runtime_chosen", runtime=binaries.runtime, reason=sentence)
+    return Probe(works=True, reason=sentence)
+
+
 async def _version(path: str) -> str:
-    finished = await spawn.run(
-        [path, "--version"],
-        environment=conmon.environment(),
-        output_bytes_max=_VERSION_BYTES_MAX,
-    )
+    try:
+        async with asyncio.timeout(_VERSION_SECONDS_MAX):
+            finished = await spawn.run(
+                [path, "--version"],
+                environment=conmon.environment(),
+                output_bytes_max=_VERSION_BYTES_MAX,
+            )
+    except TimeoutError:
+        return Path(path).name  # the trial says what is wrong with it
     # "crun version 1.8.1"
     first = finished.output.decode(errors="replace").partition("\n")[0].strip()
     return first.replace(" version", "") or Path(path).name
@@ -111,6 +139,7 @@ async def _try(
             place / "containers", place, binaries, cgroup_parent=cgroup_parent, clock=clock
         )
     except (OSError, RuntimeFailedError) as error:
+        _clear(place)
         return str(error)
     try:
         await runtime.remove(container_id)
@@ -131,5 +160,15 @@ async def _try(
         await runtime.close()
         # Not the container's directory, if it could not be removed: something is mounted there.
         if not (place / "containers" / container_id).exists():
-            shutil.rmtree(place)
+            _clear(place)
     return None
+
+
+def _clear(place: Path) -> None:
+    """Remove what the trial made; whatever stays is removed by the next."""
+    try:
+        shutil.rmtree(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("trial_not_removed", path=str(place), error=str(error))

@@ -3,6 +3,9 @@
 conmon does not rotate: it opens its file anew when told to. So a file is renamed, then conmon is
 told; until it has heard, it writes to the renamed file, and nothing is lost. A limit is exceeded
 by at most what the container writes in the second between two sweeps.
+
+conmon ends, and its container with it, if it cannot make the new file. So on a full disk it must
+not be told to: the file is made for it first, under the name that it uses until it renames it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -22,6 +26,8 @@ from worker.runtime.directory import ContainerDirectory
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 SWEEP_SECONDS = 1.0
+# Source: conmon src/ctr_logging.c, reopen_k8s_file.
+_NEW_SUFFIX = ".tmp"
 
 
 class _Watched(msgspec.Struct):
@@ -30,6 +36,8 @@ class _Watched(msgspec.Struct):
     # conmon was told and has not made the new file yet. Telling it twice would make it replace
     # the new file, with what is in it, by another.
     is_told: bool = False
+    # A failure was logged; what repeats every second is no news.
+    is_failing: bool = False
 
 
 class Rotator:
@@ -71,8 +79,11 @@ class Rotator:
             try:
                 is_alive = rotate(watched)
             except OSError as error:
-                log.warning("log_rotation_failed", container_id=container_id, error=str(error))
+                if not watched.is_failing:
+                    log.warning("log_rotation_failed", container_id=container_id, error=str(error))
+                watched.is_failing = True
                 continue
+            watched.is_failing = False
             if not is_alive:
                 del self._watched[container_id]
 
@@ -98,6 +109,7 @@ def rotate(watched: _Watched) -> bool:
     except OSError:
         return False  # nobody reads it: conmon has ended
     try:
+        _make_room(path)
         if size is not None:
             _shift(watched)
         os.write(control, CONTROL_REOPEN_LOG)
@@ -108,6 +120,16 @@ def rotate(watched: _Watched) -> bool:
         with contextlib.suppress(FileNotFoundError):
             path.with_name("log.1").unlink()
     return True
+
+
+def _make_room(path: Path) -> None:
+    """Make the file that conmon will open, so that opening it cannot fail for want of room.
+
+    Raises:
+        OSError: the disk is full; conmon goes on with the file that it has.
+    """
+    new = path.with_name(path.name + _NEW_SUFFIX)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _shift(watched: _Watched) -> None:

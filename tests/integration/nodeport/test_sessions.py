@@ -158,7 +158,7 @@ async def test_what_changes_about_a_node_is_told(manager, client, eventually):
 
 async def test_a_changed_description_is_sent_again(manager, client, eventually, monkeypatch):
     """What the node says of itself is looked at now and then."""
-    from manager.dispatcher import client as module  # noqa: PLC0415 -- only here
+    from manager.dispatcher import describing as module  # noqa: PLC0415 -- only here
 
     monkeypatch.setattr(module, "DESCRIBE_SECONDS", 0.05)
     now = [NodeDescription(hostname="a")]
