@@ -35,19 +35,43 @@ from proto.gotemplate_syntax import TemplateError
 __all__ = [
     "BUILTINS",
     "MISSING",
+    "SERVICE_STEPS_MAX",
     "ArgumentError",
+    "Budget",
     "Function",
     "Struct",
     "Template",
     "TemplateError",
+    "expand",
     "parse",
 ]
 
 STEPS_MAX = 200_000
+"""Of one rendering, if nothing else is said: about a second."""
+
+SERVICE_STEPS_MAX = 20_000
+"""For all templates of one service together: they are expanded where others wait."""
+
+_CHARACTERS_PER_STEP = 32
+"""How much of strings a function takes in or makes in the time of a step."""
 
 
 Lookup: TypeAlias = Callable[[object, str], object]
 """Answers a field of an object that is neither mapping nor sequence, or `MISSING`."""
+
+
+class Budget:
+    """What renderings may cost, in steps, however many of them share it."""
+
+    def __init__(self, steps_max: int = STEPS_MAX) -> None:
+        """Have all of it."""
+        self.steps_max = steps_max
+        self._left = steps_max
+
+    def spend(self, steps: int) -> bool:
+        """Take steps; tell whether there were so many left."""
+        self._left -= steps
+        return self._left >= 0
 
 
 class Template:
@@ -72,6 +96,7 @@ class Template:
         lookup: Lookup | None = None,
         missing_is_error: bool = True,
         output_max: int = CHARACTERS_MAX,
+        budget: Budget | None = None,
     ) -> str:
         """Evaluate with `data` as dot.
 
@@ -80,11 +105,14 @@ class Template:
             lookup: answers the fields of other objects.
             missing_is_error: a mapping's missing key is an error; else it prints `<no value>`.
             output_max: the longest output, in characters.
+            budget: what this may cost; None gives it one of its own.
 
         Raises:
             TemplateError: with line and column.
         """
         run = _Run(self._source, self._name, self._functions, lookup, output_max)
+        if budget is not None:
+            run.budget = budget
         run.missing_is_error = missing_is_error
         run.variables[""] = [data]
         try:
@@ -92,6 +120,31 @@ class Template:
         except RecursionError:
             raise run.error("data is nested too deeply", 0, 0) from None
         return "".join(run.output)
+
+
+def expand(source: str, data: object, budget: Budget) -> str:
+    """Expand a value of a service; a missing key prints `<no value>`.
+
+    Args:
+        source: the value; one without an action is returned as it is.
+        data: as for `Template.render`.
+        budget: what it may cost, shared with the other values of the service. Reading an action
+            costs a step for each of its characters.
+
+    Raises:
+        TemplateError: it is no template, names a field that there is not, or costs too much.
+    """
+    if "{{" not in source:
+        return source
+    actions = sum(len(part.partition("}}")[0]) for part in source.split("{{")[1:])
+    if not budget.spend(actions):
+        raise TemplateError(
+            f"the templates of one service may take {budget.steps_max} steps together, "
+            "and reading them takes more",
+            1,
+            1,
+        )
+    return parse(source).render(data, missing_is_error=False, budget=budget)
 
 
 def parse(
@@ -136,7 +189,7 @@ class _Run:
         self._lookup = lookup
         self._room = output_max
         self._characters_max = output_max
-        self._steps = STEPS_MAX
+        self.budget = Budget()
         self.missing_is_error = True
         self.output: list[str] = []
         # Each name has a stack: an inner declaration hides the outer one until its block ends.
@@ -148,10 +201,9 @@ class _Run:
         where = f'template: {self._name}:{line}:{column}: executing "{self._name}" at <{snippet}>'
         return TemplateError(f"{where}: {message}", line, column)
 
-    def _step(self, at: int) -> None:
-        self._steps -= 1
-        if self._steps < 0:
-            raise self.error(f"it takes more than {STEPS_MAX} steps", at, at)
+    def _step(self, at: int, steps: int = 1) -> None:
+        if not self.budget.spend(steps):
+            raise self.error(f"it takes more than {self.budget.steps_max} steps", at, at)
 
     def _write(self, text: str, at: int) -> None:
         self._room -= len(text)
@@ -171,6 +223,7 @@ class _Run:
     def _node(self, node: syntax.Node, dot: object, declared: list[str]) -> None:
         match node:
             case syntax.Text(text):
+                self._step(0)
                 self._write(text, 0)
             case syntax.Action(pipeline):
                 value = self._pipeline(pipeline, dot)
@@ -338,10 +391,12 @@ class _Run:
             return self._short_circuit(name, operands, dot, piped)
         arguments = [self._operand(operand, dot) for operand in operands]
         arguments += piped
+        self._step(function.at, _cost(arguments))
         try:
             value = definition.call(*(None if item is MISSING else item for item in arguments))
         except ValueError as error:
             raise self.error(f"error calling {name}: {error}", function.at, end) from error
+        self._step(function.at, _cost([value]))
         if isinstance(value, str) and len(value) > self._characters_max:
             message = f"{name} makes more than {self._characters_max} characters"
             raise self.error(message, function.at, end)
@@ -360,3 +415,12 @@ class _Run:
             if is_true(value) == (name == "or"):
                 return value
         return piped[0] if piped else value
+
+
+def _cost(values: Sequence[object]) -> int:
+    """Return how many steps it takes to look at values whole: strings, and items of lists."""
+    return sum(
+        len(value) // _CHARACTERS_PER_STEP
+        for value in values
+        if isinstance(value, str | Sequence | Mapping)
+    )

@@ -34,6 +34,30 @@ def printable(text: str, characters_max: int | None = None) -> str:
     return text
 
 
+def printable_lines(text: str) -> str:
+    """Return a text as `printable` does, but keep its line breaks and tabs."""
+    if text.isprintable():
+        return text
+    return "\n".join(
+        "\t".join(printable(part) for part in line.split("\t")) for line in text.split("\n")
+    )
+
+
+def printable_json(text: str) -> str:
+    """Return JSON in which what a terminal would obey is escaped as JSON does it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else _json_escape(letter)
+        for letter in text
+    )
+
+
+def _json_escape(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
 def _shown(character: str) -> str:
     if character.isprintable():
         return character

@@ -117,6 +117,8 @@ class Templates:
     def __init__(self, assignment: Assignment, node: NodeFacts) -> None:
         """Gather the values."""
         spec, task = assignment.spec, assignment.task
+        # The manager expanded them with stand-ins, which may be shorter than what stands here.
+        self._budget = gotemplate.Budget(2 * gotemplate.SERVICE_STEPS_MAX)
         self._data = gotemplate.Struct(
             Service=gotemplate.Struct(
                 ID=str(task.service_id), Name=spec.name, Labels=dict(spec.labels)
@@ -139,9 +141,7 @@ class Templates:
         Raises:
             InvalidError: it is no template, or names an unknown field.
         """
-        if "{{" not in text:
-            return text
-        return gotemplate.parse(text).render(self._data, missing_is_error=False)
+        return gotemplate.expand(text, self._data, self._budget)
 
 
 # --- the parts ------------------------------------------------------------------------------

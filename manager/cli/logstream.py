@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from proto.errors import InvalidError
+from proto.text import printable
 
 HEADER_BYTES = 8
 STDERR = 2
@@ -116,4 +117,4 @@ def task_prefix(
     """
     identifier = f".{task[:12] if truncate else task}" if task else ""
     spaces = " " * max(0, padding - len(str(slot)))
-    return f"{service}.{slot}{identifier}@{node}{spaces}"
+    return printable(f"{service}.{slot}{identifier}@{node}{spaces}")

@@ -15,6 +15,7 @@ import click
 from manager.cli.errors import CommandError, OutputClosedError
 from manager.cli.program import Console, Entry, LazyGroup
 from proto.errors import SwarmError
+from proto.text import printable_lines
 
 INTERRUPTED_EXIT_CODE = 130
 PIPE_EXIT_CODE = 141
@@ -161,7 +162,7 @@ def _report(message: str, code: int) -> int:
     except BrokenPipeError:
         _discard_output()
     if message:
-        sys.stderr.write(message + "\n")
+        sys.stderr.write(printable_lines(message) + "\n")
     return code
 
 

@@ -20,6 +20,7 @@ from manager.cli.errors import CommandError, OutputClosedError
 from manager.cli.flags import Flag, FlagError, Flags
 from manager.cli.transport import DEFAULT_HOST, Engine
 from proto.clock import SystemClock
+from proto.text import printable_lines
 
 HELP_WIDTH = 80
 HELP_COLUMN_MAX = 38
@@ -50,12 +51,16 @@ class Console:
         return sys.stdout.isatty()
 
     def write(self, text: str) -> None:
-        """Write as it is."""
-        sys.stdout.write(text)
+        """Write lines; what a terminal would obey in them is spelt out, since others chose it."""
+        sys.stdout.write(printable_lines(text))
 
     def line(self, text: str = "") -> None:
-        """Write a line."""
-        sys.stdout.write(text + "\n")
+        """Write a line, likewise."""
+        self.write(text + "\n")
+
+    def control(self, text: str) -> None:
+        """Write what moves the cursor: only of our own making."""
+        sys.stdout.write(text)
 
     def flush(self) -> None:
         """Show what was written."""
@@ -64,7 +69,7 @@ class Console:
     def warn(self, text: str) -> None:
         """Write a line to standard error."""
         sys.stdout.flush()
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable_lines(text) + "\n")
 
 
 Run: TypeAlias = Callable[[Console, Flags, list[str]], None]

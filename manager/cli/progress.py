@@ -1,12 +1,13 @@
 """Shows lines that change: in place on a terminal, one after the other elsewhere.
 
-Pure: each call gives the text to write. Elsewhere a bar is not shown, and a line only when it is
-not what was last said under its name, so that a log file stays short.
+Pure: each call gives the text to write, for `Console.control`. Elsewhere a bar is not shown, and a
+line only when it is not what was last said under its name, so that a log file stays short.
 """
 
 from __future__ import annotations
 
 from manager.cli.convergence import Line
+from proto.text import printable
 
 _CLEAR = "\x1b[2K\r"
 
@@ -23,7 +24,7 @@ class ProgressDisplay:
 
     def show(self, line: Line) -> str:
         """Give the text that shows a line."""
-        text = f"{line.name}: {line.text}" if line.name else line.text
+        text = printable(f"{line.name}: {line.text}" if line.name else line.text)
         if not self._is_terminal:
             if line.is_bar or not line.text.strip() or self._last.get(line.name) == text:
                 return ""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from proto.text import printable
+
 WIDTH_MIN = 10
 PADDING = 3
 
@@ -24,8 +26,9 @@ def text_width(text: str) -> int:
 
 
 def layout(rows: Sequence[Sequence[str]]) -> str:
-    """Pad cells into columns; each row ends its line."""
+    """Pad cells into columns; each row ends its line, and no cell does."""
     widths: list[int] = []
+    rows = [[printable(cell) for cell in row] for row in rows]
     for row in rows:
         for at, cell in enumerate(row[:-1]):
             width = max(WIDTH_MIN, text_width(cell) + PADDING)

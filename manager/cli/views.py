@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from manager.cli.tables import layout
 from proto.errors import InvalidError
+from proto.text import printable_json
 
 if TYPE_CHECKING:
     from proto.gotemplate import Template
@@ -70,7 +71,7 @@ def row_json(row: Row) -> str:
     import json  # noqa: PLC0415 -- already loaded by the transport, but not by every command
 
     shown = {field: row[field] for field in sorted(row) if not field.startswith("_")}
-    text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+    text = printable_json(json.dumps(shown, ensure_ascii=False, separators=(",", ":")))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -102,7 +103,7 @@ def json_of(value: object) -> str:
     """Write one value as the `json` function does."""
     from proto.goformat import format_json  # noqa: PLC0415 -- only with --format
 
-    return format_json(value)
+    return printable_json(format_json(value))
 
 
 def _public(row: Row) -> Iterable[tuple[str, object]]:
@@ -143,9 +144,11 @@ def inspect(objects: Sequence[object], form: str, shape: Mapping[str, object]) -
     import json  # noqa: PLC0415 -- see row_json
 
     if form == "json":
-        return json.dumps(objects, ensure_ascii=False, separators=(",", ":")) + "\n"
+        text = json.dumps(objects, ensure_ascii=False, separators=(",", ":"))
+        return printable_json(text) + "\n"
     if not form:
-        return (json.dumps(objects, ensure_ascii=False, indent=4) if objects else "[]") + "\n"
+        text = json.dumps(objects, ensure_ascii=False, indent=4) if objects else "[]"
+        return printable_json(text) + "\n"
     from manager.cli.shapes import original, shaped  # noqa: PLC0415 -- only with --format
     from proto.gotemplate import Function  # noqa: PLC0415 -- only with --format
 

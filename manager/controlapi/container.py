@@ -33,8 +33,9 @@ def check_container(spec: ServiceSpec) -> None:
     """
     container = spec.task.container
     check_image(container.image)
-    _check_environment(container, spec)
-    _check_mounts(container.mounts, spec)
+    templates = _Templates(spec)
+    _check_environment(container, templates)
+    _check_mounts(container.mounts, templates)
     _check_stop(container)
     if container.healthcheck is not None:
         _check_health(container.healthcheck)
@@ -52,23 +53,28 @@ def check_container(spec: ServiceSpec) -> None:
         )
 
 
-def _expanded(text: str, what: str, spec: ServiceSpec) -> str:
-    """Expand a template with stand-ins. Source of the fields: swarmkit template/context.go."""
-    if "{{" not in text:
-        return text
-    platform = gotemplate.Struct(OS="linux", Architecture="amd64")
-    data = gotemplate.Struct(
-        Service=gotemplate.Struct(ID="service", Name=spec.name, Labels=dict(spec.labels)),
-        Node=gotemplate.Struct(ID="node", Hostname="hostname", Platform=platform),
-        Task=gotemplate.Struct(ID="task", Name=f"{spec.name}.1.task", Slot="1"),
-    )
-    try:
-        return gotemplate.parse(text).render(data, missing_is_error=False)
-    except gotemplate.TemplateError as error:
-        raise InvalidError(f"expanding the template of {what} failed: {error.message}") from error
+class _Templates:
+    """Expands templates with stand-ins. Source of the fields: swarmkit template/context.go."""
+
+    def __init__(self, spec: ServiceSpec) -> None:
+        platform = gotemplate.Struct(OS="linux", Architecture="amd64")
+        self._data = gotemplate.Struct(
+            Service=gotemplate.Struct(ID="service", Name=spec.name, Labels=dict(spec.labels)),
+            Node=gotemplate.Struct(ID="node", Hostname="hostname", Platform=platform),
+            Task=gotemplate.Struct(ID="task", Name=f"{spec.name}.1.task", Slot="1"),
+        )
+        self._budget = gotemplate.Budget(gotemplate.SERVICE_STEPS_MAX)
+
+    def expand(self, text: str, what: str) -> str:
+        try:
+            return gotemplate.expand(text, self._data, self._budget)
+        except gotemplate.TemplateError as error:
+            raise InvalidError(
+                f"expanding the template of {what} failed: {error.message}"
+            ) from error
 
 
-def _check_environment(container: ContainerSpec, spec: ServiceSpec) -> None:
+def _check_environment(container: ContainerSpec, templates: _Templates) -> None:
     for entry in container.env:
         name = entry.partition("=")[0]
         # The value may be a secret of the user's: it is not repeated.
@@ -76,14 +82,14 @@ def _check_environment(container: ContainerSpec, spec: ServiceSpec) -> None:
             raise InvalidError(
                 f"invalid environment variable {name!r}: it needs a name, and no NUL in its value"
             )
-        _expanded(entry, f"environment variable {name!r}", spec)
-    _expanded(container.hostname, "the hostname", spec)
+        templates.expand(entry, f"environment variable {name!r}")
+    templates.expand(container.hostname, "the hostname")
 
 
-def _check_mounts(mounts: tuple[Mount, ...], spec: ServiceSpec) -> None:
+def _check_mounts(mounts: tuple[Mount, ...], templates: _Templates) -> None:
     targets: set[str] = set()
     for mount in mounts:
-        target = _expanded(mount.target, "a mount's target", spec)
+        target = templates.expand(mount.target, "a mount's target")
         if not target.startswith("/"):
             raise InvalidError(
                 f"invalid mount target, must be an absolute path: {target!r}; begin it with /"
@@ -94,10 +100,10 @@ def _check_mounts(mounts: tuple[Mount, ...], spec: ServiceSpec) -> None:
         if path in targets:
             raise InvalidError(f"duplicate mount point: {path} is the target of two mounts")
         targets.add(path)
-        _check_mount(mount, _expanded(mount.source, "a mount's source", spec), spec)
+        _check_mount(mount, templates.expand(mount.source, "a mount's source"), templates)
 
 
-def _check_mount(mount: Mount, source: str, spec: ServiceSpec) -> None:
+def _check_mount(mount: Mount, source: str, templates: _Templates) -> None:
     match mount.type:
         case "bind":
             if not source.startswith("/"):
@@ -116,7 +122,7 @@ def _check_mount(mount: Mount, source: str, spec: ServiceSpec) -> None:
             _check_subpath(mount.volume_subpath)
             labels = (*mount.volume_labels.values(), *mount.volume_driver.options.values())
             for value in labels:
-                _expanded(value, f"volume {source!r}", spec)
+                templates.expand(value, f"volume {source!r}")
         case "tmpfs":
             if source:
                 raise InvalidError(f"a tmpfs mount has no source, but {source!r} is given")

@@ -16,6 +16,18 @@ from typing import TextIO, cast
 import msgspec
 import structlog
 
+from proto.text import printable_lines
+
+
+def _printable(
+    _logger: object, _method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Spell out what a terminal would obey: parts of a line come from other nodes and strangers."""
+    return {
+        key: printable_lines(value) if isinstance(value, str) else value
+        for key, value in line.items()
+    }
+
 
 class LossyLog:
     """A file to which writing never fails; see the module."""
@@ -62,6 +74,7 @@ def configure_logging(*, is_debug: bool) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            *((_printable,) if is_terminal else ()),  # JSON escapes what is not ASCII
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(

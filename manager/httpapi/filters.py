@@ -16,6 +16,7 @@ import msgspec
 from manager.httpapi.convert.common import Json, choices, word_of
 from proto.errors import InvalidError
 from proto.ids import NodeID, ServiceID
+from proto.json_text import JsonError, decode_json
 from proto.objects import (
     GlobalJobMode,
     GlobalMode,
@@ -76,9 +77,9 @@ def parse_filters(text: str, known: Collection[str]) -> dict[str, tuple[str, ...
     if not text:
         return {}
     try:
-        raw = msgspec.json.decode(text, type=dict[str, dict[str, bool] | list[str]])
-    except msgspec.DecodeError as error:
-        raise InvalidError(f"invalid filter: {error}") from None
+        raw = decode_json(text, dict[str, dict[str, bool] | list[str]])
+    except JsonError as error:
+        raise InvalidError(f"invalid filter: it {error}") from None
     filters: dict[str, tuple[str, ...]] = {}
     for name, values in raw.items():
         if name not in known:

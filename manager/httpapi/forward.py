@@ -34,6 +34,7 @@ from manager.httpapi.middleware import NOT_LEADER, REFUSAL, UNKNOWN, unversioned
 from manager.httpapi.requests import ATTEMPT, CALLER, RNG, Attempt, backend_of, body_bytes
 from proto.errors import LockedError, NotLeaderError, ResourceExhaustedError, UnavailableError
 from proto.ids import NodeID, new_id
+from proto.json_text import JsonError, decode_json
 
 # Source: moby daemon/cluster/cluster.go (swarmRequestTimeout).
 PAUSE_SECONDS_MAX = 20.0
@@ -217,8 +218,8 @@ async def _here(
 def _sentence_in(body: bytes) -> str:
     """Return what the leader said of its error."""
     try:
-        return msgspec.json.decode(body, type=_Message).message
-    except msgspec.DecodeError:
+        return decode_json(body, _Message).message
+    except JsonError:
         return "the leader failed"
 
 

@@ -27,7 +27,9 @@ from manager.httpapi.contexts import client_context, unverified_context
 from manager.httpapi.routes.join import WireJoined
 from proto.errors import DeniedError, InvalidError, SwarmError, UnavailableError
 from proto.ids import ClusterID, NodeID
+from proto.json_text import JsonError, decode_json
 from proto.objects import NodeAvailability, NodeRole
+from proto.text import printable
 from raft.transport.identity import MANAGER_ROLE
 
 REACH_SECONDS_MAX = 3.0
@@ -151,6 +153,10 @@ async def _fetch_root(remote_addr: str, token: JoinToken, now: float) -> str:
         return roots_pem
 
 
+MESSAGE_CHARACTERS_MAX = 2_000
+"""What is shown of the refusal of a server that nothing has proved yet."""
+
+
 async def _ask(
     session: aiohttp.ClientSession,
     remote_addr: str,
@@ -170,9 +176,9 @@ async def _ask(
         if answer.status != HTTPStatus.CREATED:
             raise _refusal(remote_addr, answer.status, data)
     try:
-        wire = msgspec.json.decode(data, type=WireJoined)
-    except msgspec.DecodeError as error:
-        raise UnavailableError(f"{remote_addr} gave an answer that is none: {error}") from error
+        wire = decode_json(data, WireJoined)
+    except JsonError as error:
+        raise UnavailableError(f"{remote_addr} gave an answer that {error}") from error
     joined = Joined(
         node_id=NodeID(wire.node_id),
         cluster_id=ClusterID(wire.cluster_id),
@@ -189,8 +195,8 @@ async def _ask(
 def _refusal(remote_addr: str, status: int, body: bytes) -> SwarmError:
     """Return the error that a manager answered with."""
     try:
-        message = str(msgspec.json.decode(body)["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+        message = printable(decode_json(body, dict[str, str])["message"], MESSAGE_CHARACTERS_MAX)
+    except (JsonError, KeyError):
         message = f"{remote_addr} answered with status {status}"
     if status == HTTPStatus.FORBIDDEN:
         return DeniedError(message)

@@ -25,6 +25,7 @@ from proto.errors import (
     SwarmError,
     UnavailableError,
 )
+from proto.text import printable_lines
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -62,7 +63,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except SwarmError as error:
-        answer = json_response({"message": error.message}, error.http_status)
+        answer = _refusal_response(error.message, error.http_status)
         if CALLER in request and (refusal := _refusal_of(error)):
             answer.headers[REFUSAL] = refusal
         return answer
@@ -84,9 +85,14 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
         what = _UNSERVED.get(_first_part(request.path))
         if what is not None:
             refusal = NotImplementedYetError(f"{what}: not served by this version of Swarm")
-            return json_response({"message": refusal.message}, refusal.http_status)
+            return _refusal_response(refusal.message, refusal.http_status)
         return json_response({"message": "page not found"}, web.HTTPNotFound.status_code)
     return json_response({"message": error.reason}, error.status)
+
+
+def _refusal_response(message: str, status: int) -> web.Response:
+    """Answer with a sentence; what it quotes may be anything that somebody sent."""
+    return json_response({"message": printable_lines(message)}, status)
 
 
 def _refusal_of(error: SwarmError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from manager.httpapi.freshness import Freshness
 from manager.httpapi.streams import Streams
 from proto.clock import Clock
 from proto.errors import InvalidError
+from proto.json_text import JsonError, decode_json
 from raft.transport.identity import Identity
 from worker.images.api import RegistryAuth
 
@@ -126,11 +126,9 @@ async def json_body(request: web.Request) -> Any:
     if not body.strip():
         raise InvalidError("the request body is empty: it must be a JSON object")
     try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
-        raise InvalidError(f"the request body is not JSON: {error}") from None
-    except RecursionError:
-        raise InvalidError("the request body is nested too deeply") from None
+        return decode_json(body, object)
+    except JsonError as error:
+        raise InvalidError(f"the request body {error}") from None
 
 
 class _AuthHeader(msgspec.Struct, frozen=True):
@@ -154,8 +152,8 @@ def registry_auth(request: web.Request) -> RegistryAuth | None:
     padded = text + "=" * (-len(text) % 4)
     try:
         raw = base64.b64decode(padded, altchars=b"-_" if "-" in text or "_" in text else None)
-        header = msgspec.json.decode(raw, type=_AuthHeader)
-    except (binascii.Error, msgspec.DecodeError):
+        header = decode_json(raw, _AuthHeader)
+    except ValueError:  # of base64, of text that is not ASCII, of JSON
         raise InvalidError(
             "the X-Registry-Auth header is not valid: it must be base64url of a JSON object"
         ) from None

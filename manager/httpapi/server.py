@@ -20,6 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from manager.httpapi.app import make_app
 from manager.httpapi.idle import IdleGuard
+from manager.httpapi.serverlog import SERVER_LOGGER
 from manager.httpapi.tls import TlsListener, serve_tls
 from proto.errors import InUseError, UnavailableError
 
@@ -95,6 +96,7 @@ async def serve_unix(
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=SERVER_LOGGER,
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS_MAX,
         shutdown_timeout=SHUTDOWN_SECONDS_MAX,

@@ -28,6 +28,7 @@ from manager.httpapi.contexts import server_context
 from manager.httpapi.idle import IdleGuard
 from manager.httpapi.middleware import errors_as_json
 from manager.httpapi.requests import BACKEND, CALLER, CLOCK
+from manager.httpapi.serverlog import SERVER_LOGGER
 from proto.errors import InUseError, InvalidError, UnavailableError
 from raft.transport.identity import Credentials
 
@@ -308,6 +309,7 @@ async def serve_tls(
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=SERVER_LOGGER,
         handler_cancellation=True,
         keepalive_timeout=MANAGER_IDLE_SECONDS_MAX,
         shutdown_timeout=SHUTDOWN_SECONDS_MAX,

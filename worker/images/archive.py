@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from proto.errors import InvalidError
+from proto.json_text import JsonError, decode_json
 from worker.images import manifests, references
 from worker.images.compression import Hashing, decompressed
 from worker.images.config import Parsed, Platform, parse_config
@@ -158,9 +159,9 @@ def images_of(contents: Contents, platform: Platform) -> list[Loadable]:
 def _docker_images(contents: Contents) -> list[Loadable]:
     data = contents.document("manifest.json")
     try:
-        entries = msgspec.json.decode(data, type=list[_DockerEntry])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidError(f"the archive's manifest.json cannot be read: {error}") from error
+        entries = decode_json(data, list[_DockerEntry])
+    except JsonError as error:
+        raise InvalidError(f"the archive's manifest.json cannot be read: it {error}") from error
     images: list[Loadable] = []
     for entry in entries:
         config = contents.document(entry.config)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from proto.errors import InvalidError
+from proto.json_text import JsonError, decode_json
 from worker.images.config import RawConfig, RawHealth
 
 _SHELL = ["/bin/sh", "-c"]
@@ -228,8 +229,8 @@ def _json_list(text: str) -> list[str] | None:
     if not text.startswith("["):
         return None
     try:
-        return msgspec.json.decode(text.encode(), type=list[str])
-    except msgspec.MsgspecError:
+        return decode_json(text, list[str])
+    except JsonError:
         return None
 
 

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from proto.errors import InvalidError
 from proto.ids import ImageID
+from proto.json_text import JsonError, decode_json
 from proto.objects import HealthConfig
 from worker.images.api import HistoryEntry, ImageConfig
 
@@ -130,9 +131,9 @@ def parse_config(data: bytes, what: str) -> Parsed:
         InvalidError: it is not one; the sentence names `what`.
     """
     try:
-        raw = msgspec.json.decode(data, type=RawImage)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidError(f"the configuration of {what} cannot be read: {error}") from error
+        raw = decode_json(data, RawImage)
+    except JsonError as error:
+        raise InvalidError(f"the configuration of {what} cannot be read: it {error}") from error
     diff_ids = tuple((raw.rootfs.diff_ids if raw.rootfs else None) or ())
     for diff_id in diff_ids:
         if not re.fullmatch(r"sha256:[a-f0-9]{64}", diff_id):

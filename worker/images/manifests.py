@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from proto.errors import InvalidError, NotFoundError
+from proto.json_text import JsonError, decode_json
 from worker.images.config import Platform
 from worker.images.references import is_digest
 
@@ -90,9 +91,9 @@ def parse_manifest(data: bytes, what: str) -> Manifest:
         InvalidError: it is neither, or of the first schema; the sentence names `what`.
     """
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidError(f"the manifest of {what} cannot be read: {error}") from error
+        manifest = decode_json(data, Manifest)
+    except JsonError as error:
+        raise InvalidError(f"the manifest of {what} cannot be read: it {error}") from error
     if manifest.schema_version == 1:
         raise InvalidError(
             f"the manifest of {what} is of schema version 1, which is no longer supported; "

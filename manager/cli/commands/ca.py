@@ -77,7 +77,7 @@ def _wait(console: Console, *, quiet: bool) -> bool:
             cluster, nodes = console.engine.get("/swarm"), console.engine.get("/nodes")
             step = observe(cluster, nodes)
             if not quiet:
-                console.write("".join(map(display.show, step.lines)))
+                console.control("".join(map(display.show, step.lines)))
                 console.flush()
             if step.is_done:
                 return True

@@ -147,7 +147,7 @@ def wait_for(console: Console, reference: str, *, quiet: bool = False) -> None:
         while True:
             step = watch.observe(_look(console, reference), console.monotonic)
             if not quiet:
-                console.write("".join(map(display.show, step.lines)))
+                console.control("".join(map(display.show, step.lines)))
                 console.flush()
             if step.is_done:
                 return

@@ -98,7 +98,10 @@ def show_progress(console: Console, stream: Iterator[bytes], *, quiet: bool = Fa
             line = message_line(message)
             if quiet or line is None:
                 continue
-            console.write(line if isinstance(line, str) else display.show(line))
+            if isinstance(line, str):
+                console.write(line)
+            else:
+                console.control(display.show(line))
         console.flush()
 
     for data in stream:

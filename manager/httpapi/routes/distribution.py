@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from manager.httpapi.convert.common import Json, compact
 from manager.httpapi.requests import backend_of, json_response, registry_auth
 from proto.errors import NotFoundError, UnavailableError
+from proto.json_text import JsonError, decode_json
 from worker.images.references import Reference, parse_tagged
 from worker.images.skopeo import Registry
 
@@ -64,9 +64,9 @@ def _refuse_local(request: web.Request, reference: Reference) -> None:
 
 def _document(data: bytes) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise UnavailableError(f"the registry sent a document that is no JSON: {error}") from None
+        return decode_json(data, dict[str, Any])
+    except JsonError as error:
+        raise UnavailableError(f"the registry sent a document that {error}") from None
 
 
 def _platforms_of_index(manifest: bytes) -> list[Json] | None:

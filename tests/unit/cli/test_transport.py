@@ -273,4 +273,4 @@ def test_commands_import_little(tmp_path: Path) -> None:
         check=True,
         timeout=30,
     )
-    assert done.stdout.splitlines()[-1] == "['proto.clock', 'proto.errors']"
+    assert done.stdout.splitlines()[-1] == "['proto.clock', 'proto.errors', 'proto.text']"

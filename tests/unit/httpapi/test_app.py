@@ -119,6 +119,36 @@ async def test_a_bad_spec_is_refused_by_name(served: Served, body: bytes, messag
     assert message in answer.json()["message"]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "\xff",
+        base64.b64encode(b"[" * 5_000).decode(),
+        base64.b64encode(b'{"username":"\xff"}').decode(),
+        base64.b64encode(b'{"x":' * 1_200).decode(),
+        base64.b64encode(b"null").decode(),
+        "a",
+    ],
+    ids=range(6),
+)
+async def test_credentials_of_a_registry_that_are_none_are_refused(
+    served: Served, header: str
+) -> None:
+    """Nested deeply, no UTF-8, no base64: one sentence, which does not repeat what was sent."""
+    answer = await served.ask(
+        "POST", "/images/create?fromImage=web&tag=1", headers={"X-Registry-Auth": header}
+    )
+    assert answer.status == 400
+    assert "X-Registry-Auth header is not valid" in answer.json()["message"]
+
+
+async def test_a_refusal_is_printable(served: Served) -> None:
+    """What a sentence quotes is spelt out where a terminal would obey it."""
+    answer = await served.ask("GET", "/services/%1b%5b2J%c2%9b%ff")
+    assert answer.status == 404
+    assert answer.json()["message"].isprintable()
+
+
 async def test_a_large_body_is_refused(served: Served) -> None:
     """Only uploads of images may be large."""
     answer = await served.ask("POST", "/services/create", b" " * (4 * 1024 * 1024 + 1))

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proto import goformat
-from proto.gotemplate import MISSING, Function, Struct, TemplateError, parse
+from proto.gotemplate import (
+    MISSING,
+    SERVICE_STEPS_MAX,
+    Budget,
+    Function,
+    Struct,
+    TemplateError,
+    expand,
+    parse,
+)
 
 DATA = {
     "Name": "web",
@@ -273,3 +282,42 @@ def test_quoted_strings_survive(text: str) -> None:
 def test_json_of_any_data_is_json(value: object) -> None:
     """`json` prints what a JSON parser reads back."""
     assert value == json.loads(parse("{{json .}}").render(value))
+
+
+# --- what a rendering may cost ---
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{range 1000}}{{range 1000}}{{range 1000}}{{.}}{{end}}{{end}}{{end}}",
+        "{{range 20000}}" + "{{/* */}}x" * 100 + "{{end}}",
+        '{{$s := pad "x" 500000 0}}{{range 1000}}{{len (upper $s)}}{{end}}',
+        '{{$s := pad "x" 500000 0}}{{len (printf "%q" $s)}}{{len (printf "%q" $s)}}',
+        '{{len (split (pad "x" 900000 0) "")}}',
+        "{{.}}" * 20_000,
+        "{{1}}" + "{{$a := 1}}" * 5_000,
+    ],
+)
+def test_a_template_of_a_service_is_bounded(source):
+    """Loops, long strings and long templates end with a sentence."""
+    budget = Budget(SERVICE_STEPS_MAX)
+    with pytest.raises(TemplateError, match=f"{SERVICE_STEPS_MAX} "):
+        expand(source, Struct(), budget)
+
+
+def test_a_budget_is_shared():
+    """A thousand values cost together what one may."""
+    budget = Budget(SERVICE_STEPS_MAX)
+    with pytest.raises(TemplateError, match="steps"):
+        assert [expand("{{range 50}}{{.}}{{end}}", Struct(), budget) for _ in range(1_000)]
+    assert expand("no action", Struct(), budget) == "no action"
+
+
+def test_a_usual_service_stays_far_below_its_budget():
+    """Fifty variables that name what a task may name."""
+    budget = Budget(SERVICE_STEPS_MAX // 4)
+    task = Struct(Task=Struct(Slot="1", Name="web.1.abc"), Node=Struct(Hostname="host"))
+    for _ in range(50):
+        value = expand("NAME={{.Node.Hostname}}-{{.Task.Slot}}-{{.Task.Name}}", task, budget)
+        assert value == "NAME=host-1-web.1.abc"
