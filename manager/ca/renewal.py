@@ -33,7 +33,7 @@ LIFE_MAX = 0.8
 RETRY_SECONDS_MIN = 5.0
 RETRY_SECONDS_MAX = 3_600.0
 # The clock may be set while we wait, so it is looked at again this often.
-NAP_SECONDS_MAX = 60.0
+NAP_SECONDS_MAX = 600.0
 
 Request = Callable[[bytes], Awaitable[tuple[bytes, bytes]]]
 """Sends a certificate request, or the certificate now held, to the leader's authority.

@@ -93,13 +93,14 @@ class RoleManager:
         """Work until cancelled.
 
         Everything is looked at again every few seconds, also when all seems settled: who is a
-        member may change without any change of a node.
+        member may change without any change of a node. A node that is alone is left in peace.
         """
         async with self._store.watch(Node) as watch:
             while True:
                 await self.reconcile()
+                is_alone = len(self._store.view().nodes) == len(self._raft.membership.members) == 1
                 try:
-                    async with asyncio.timeout(RECONCILE_SECONDS):
+                    async with asyncio.timeout(None if is_alone else RECONCILE_SECONDS):
                         await anext(watch)
                     watch.drain()
                 except TimeoutError:
