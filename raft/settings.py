@@ -24,6 +24,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         batch_bytes_max: proposals go into the log in batches of about this.
         entries_kept: how many entries a snapshot leaves for slow followers.
         kept_bytes_max: unless they have more bytes than this.
+        awaited_bytes_max: what a peer on its way up is about to need is kept as well, unless it has
+            more bytes than this.
+        unstored_bytes_max: a member whose disk hangs reads no more of a leader's entries than this.
+        ship_seconds_first: the pause after a snapshot that could not be sent; it doubles.
+        ship_seconds_max: no such pause is longer.
     """
 
     tick_seconds: float = 0.1
@@ -34,6 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_bytes_max: int = 1 << 20
     entries_kept: int = 500
     kept_bytes_max: int = 16 << 20
+    awaited_bytes_max: int = 64 << 20
+    unstored_bytes_max: int = 16 << 20
+    ship_seconds_first: float = 0.1
+    ship_seconds_max: float = 30.0
 
 
 class Transport(Protocol):

@@ -26,7 +26,8 @@ process a leader first learns how late it is. A lone member has no use for time:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Awaitable, Sequence
 
 import msgspec
 import structlog
@@ -51,8 +52,9 @@ from raft.core import (
     Snapshot,
     decode,
 )
-from raft.core.messages import Install
+from raft.core.messages import Append, Install
 from raft.files import disk_error
+from raft.promises import newest
 from raft.proposals import Run
 from raft.settings import NodeName
 from raft.state import Waiting
@@ -95,8 +97,11 @@ class Shell(Applying):
             delay = max(0.0, self._tick_at - self._clock.monotonic())
             self._timer = self._loop.call_later(delay, self._on_timer)
 
-    def on_messages(self, node_id: NodeName, messages: Sequence[bytes]) -> None:
+    def on_messages(self, node_id: NodeName, messages: Sequence[bytes]) -> Awaitable[None] | None:
         """Take messages of a peer whose node ID is proven.
+
+        Returns:
+            What to wait for before more of a leader's entries are read; None if nothing.
 
         Raises:
             DeniedError: one of them claims another sender or cannot be read.
@@ -124,6 +129,18 @@ class Shell(Applying):
         if decoded:
             self._heard[decoded[-1].sender] = self._clock.monotonic()
         self._guarded(work)
+        # Heartbeats come on a lane of their own, and never wait.
+        is_crowded = bool(self._writing) and any(isinstance(each, Append) for each in decoded)
+        return self._until_stored() if is_crowded and self._is_crowded() else None
+
+    def _is_crowded(self) -> bool:
+        """Whether so much waits for the disk that no more may be taken in."""
+        waiting = itertools.chain(self._writing, self._unstored)
+        return sum(each.size for each in waiting) > self._settings.unstored_bytes_max
+
+    async def _until_stored(self) -> None:
+        while self._is_crowded() and not self._is_closed and self._failure is None:
+            await self._next_change()
 
     # Proposals.
 
@@ -202,7 +219,11 @@ class Shell(Applying):
             write = Write(ready.hard_state, ready.entries, install)
             self._unstored.append(Waiting(ready.number, write, ready.messages_after))
         elif ready.messages_after:
-            if self._unstored or self._writing:
+            if self._unstored and self._unstored[-1].write is None:
+                # However long the disk takes: of what is promised to somebody the newest counts.
+                last = self._unstored[-1]
+                last.number, last.after = ready.number, newest(last.after, ready.messages_after)
+            elif self._unstored or self._writing:
                 self._unstored.append(Waiting(ready.number, None, ready.messages_after))
             else:
                 self._post(ready.messages_after)

@@ -7,6 +7,7 @@ place together with the step of the core that wants it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +18,7 @@ from typing_extensions import override
 
 from proto.errors import DeniedError, SwarmError, UnavailableError
 from raft import lane as lanes
-from raft.core import Snapshot, decode, encode
+from raft.core import RaftID, Snapshot, decode, encode
 from raft.core.messages import Install
 from raft.files import disk_error
 from raft.settings import NodeName, Transport
@@ -107,11 +108,19 @@ class Shipping(Shell):
         self._guarded(lambda: self._core.compact(index, self._kept(index)))
 
     def _kept(self, index: int) -> int:
-        """Return how many entries up to a snapshot's index are kept for slow followers."""
+        """Return how many entries up to a snapshot's index are kept for slow followers.
+
+        Some always, and what a peer is about to need that just gets a snapshot, or got one, or is
+        slow: dropping that would make the next snapshot needed before this one is taken.
+        """
         raft_log = self._core.log
-        kept = min(self._settings.entries_kept, index - raft_log.start)
-        while kept > 0 and raft_log.size(index - kept + 1, index) > self._settings.kept_bytes_max:
+        settings = self._settings
+        kept = min(settings.entries_kept, index - raft_log.start)
+        while kept > 0 and raft_log.size(index - kept + 1, index) > settings.kept_bytes_max:
             kept //= 2
+        needed = self._core.needed_from(index)
+        if needed <= index and raft_log.size(needed, index) <= settings.awaited_bytes_max:
+            kept = max(kept, index - needed + 1)
         return max(0, kept)
 
     async def rotate_data_key(self) -> int:
@@ -185,12 +194,26 @@ class Shipping(Shell):
                 seconds = round(self._clock.monotonic() - began, 3)
                 index = install.snapshot.index
                 log.info("snapshot_sent", peer_id=member.node_id, index=index, seconds=seconds)
+        await self._pause_shipping(install.to, is_sent=is_sent)
 
         def work() -> None:
             self._core.snapshot_sent(install.to, is_sent=is_sent)
             self._pump()
 
         self._guarded(work)
+
+    async def _pause_shipping(self, to: RaftID, *, is_sent: bool) -> None:
+        """Let a peer that cannot take snapshots wait for the next one, longer each time."""
+        if is_sent:
+            self._ship_failures.pop(to, None)
+            return
+        settings = self._settings
+        failures = self._ship_failures.get(to, 0)
+        self._ship_failures[to] = failures + 1
+        longest = min(
+            settings.ship_seconds_max, settings.ship_seconds_first * 2.0 ** min(failures, 30)
+        )
+        await asyncio.sleep(longest * self._rng.uniform(0.5, 1.0))
 
     async def _stream(self, transport: Transport, node_id: NodeName, install: Install) -> None:
         lane = self._new_lane("swarm-snapshot-out")

@@ -49,6 +49,12 @@ class Waiting(msgspec.Struct, gc=False):
     write: Write | None
     after: list[Message]
 
+    @property
+    def size(self) -> int:
+        """How many bytes of entries it holds."""
+        entries = None if self.write is None else self.write.entries
+        return 0 if entries is None else sum(map(len, entries.data))
+
 
 class State(ABC):
     """See the module."""
@@ -92,6 +98,8 @@ class State(ABC):
         self._backlog: list[Entries] = []
         self._installing: asyncio.Task[None] | None = None
         self._install_index = 0
+        # By peer: how many snapshots in a row could not be sent to it.
+        self._ship_failures: dict[RaftID, int] = {}
         self._received: dict[tuple[int, int], snapshots.SnapshotWriter] = {}
         self._applied = storage.stored.snapshot.index
         # Leadership as the listener knows it: the term, or 0.
@@ -120,9 +128,8 @@ class State(ABC):
         self._is_unreadable = False
         self._failure: SwarmError | None = None
         self._is_closed = False
-        self._save_mutex = asyncio.Lock()
-        # Held while a snapshot gets its place, so that the directory is not read anew meanwhile.
-        self._publish_mutex = asyncio.Lock()
+        # One snapshot is saved at a time; while one gets its place the directory is not read anew.
+        self._save_mutex, self._publish_mutex = asyncio.Lock(), asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: set[asyncio.Future[None]] = set()
         self._core = self._new_core(storage.stored)

@@ -20,6 +20,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             machine that its host pauses) may serve what is long out of date.
         entries_bytes_max: in one message, unless a single entry is larger.
         entries_max: in one message.
+        probe_bytes_max: in one message to a peer of whom it is not known where it stands.
         under_way_messages_max: batches sent to a peer and not answered.
         under_way_bytes_max: their sum; one batch may go over it.
         uncommitted_bytes_max: proposals beyond it are refused until some are committed.
@@ -27,6 +28,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         store_ticks_max: a leader whose disk takes longer steps down; 0 for `election_ticks`.
         reads_waiting_max: reads that wait for a round of heartbeats; more fail at once.
         promotion_lag_entries_max: how far behind a learner may be to become a voter.
+        catch_up_ticks_max: a peer that came no nearer for so long is not waited for when old
+            entries are dropped.
     """
 
     id: RaftID
@@ -35,6 +38,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     has_lease_reads: bool = False
     entries_bytes_max: int = 1 << 20
     entries_max: int = 4096
+    probe_bytes_max: int = 64 << 10
     under_way_messages_max: int = 64
     under_way_bytes_max: int = 4 << 20
     uncommitted_bytes_max: int = 64 << 20
@@ -42,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     store_ticks_max: int = 0
     reads_waiting_max: int = 1 << 16
     promotion_lag_entries_max: int = 500
+    catch_up_ticks_max: int = 1800
 
     @property
     def lease_ticks(self) -> int:

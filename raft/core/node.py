@@ -212,10 +212,13 @@ class Core(Changing):
             progress.snapshot_done(is_sent=is_sent)
 
     def unreachable(self, to: RaftID) -> None:
-        """The link to a peer broke: what was under way is probably lost."""
+        """The link to a peer broke: what was under way is probably lost.
+
+        It gets nothing but heartbeats until it answers one.
+        """
         progress = self._peers.get(to)
         if progress is not None and not progress.snapshot_index:
-            progress.to_probe()
+            progress.lost()
 
     # Output.
 

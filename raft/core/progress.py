@@ -2,9 +2,13 @@
 
     PROBE --accepted--> REPLICATE --rejected--> PROBE --entries gone--> SNAPSHOT --reported--> PROBE
 
-While probing, one batch at a time is under way. While replicating, batches follow each other
+While probing, one small batch at a time is under way. While replicating, batches follow each other
 without waiting, up to a number and a sum of bytes, so that large entries do not fill the link that
-heartbeats need too. While a snapshot is under way nothing else is sent but heartbeats.
+heartbeats need too. While a snapshot is under way nothing else is sent but heartbeats, and so it is
+with a peer that is lost, until it answers.
+
+Only an answer makes room. What is not answered may be lost, or be waiting for a slow disk: an
+append without entries asks which, so that nothing is ever sent on a guess.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ class Progress:
         next: the next entry to send.
         heard: the tick of our clock when it last answered in this term.
         round: the newest heartbeat round that it answered.
+        moved: the tick of our clock when it last came nearer, or a snapshot to it began or ended.
         commit_sent: the newest commit index it was told.
         snapshot_index: what is under way in `SNAPSHOT`.
     """
@@ -44,8 +49,10 @@ class Progress:
         "commit_sent",
         "heard",
         "is_idle",
+        "is_lost",
         "is_voter",
         "match",
+        "moved",
         "next",
         "round",
         "snapshot_index",
@@ -57,13 +64,15 @@ class Progress:
         self.stance = Stance.PROBE
         self.match = 0
         self.next = following
-        self.heard = heard
+        self.heard = self.moved = heard
         self.round = 0
         self.commit_sent = 0
         self.snapshot_index = 0
         self.is_voter = False
         # Nothing was sent since the last answer to a heartbeat: what was may be lost.
         self.is_idle = True
+        # The link broke, and nothing was heard since.
+        self.is_lost = False
         self._is_waiting = False
         self._under_way: deque[tuple[int, int]] = deque()
         self._bytes = 0
@@ -73,6 +82,8 @@ class Progress:
     @property
     def is_paused(self) -> bool:
         """Whether nothing more may be sent until the peer answers."""
+        if self.is_lost:
+            return True
         if self.stance is Stance.REPLICATE:
             return len(self._under_way) >= self._messages_max or self._bytes >= self._bytes_max
         return self._is_waiting or self.stance is Stance.SNAPSHOT
@@ -81,6 +92,18 @@ class Progress:
     def bytes_under_way(self) -> int:
         """How many bytes of entries were sent and not answered."""
         return self._bytes
+
+    @property
+    def reached(self) -> int:
+        """From where on the peer will need entries, as far as that is known."""
+        if self.stance is Stance.SNAPSHOT:
+            return self.snapshot_index
+        return self.match if self.stance is Stance.REPLICATE else self.next - 1
+
+    def answers(self, clock: int) -> None:
+        """The peer said something, at a tick of our clock."""
+        self.heard = clock
+        self.is_lost = False
 
     def sent(self, last: int, size: int) -> None:
         """A batch that ends at `last` goes out."""
@@ -100,6 +123,7 @@ class Progress:
         is_news = index > self.match
         if is_news:
             self.match = index
+            self.moved = self.heard
         self.next = max(self.next, index + 1)
         if self.stance is Stance.PROBE:
             self._to_replicate()
@@ -129,18 +153,25 @@ class Progress:
         return True
 
     def answered(self) -> bool:
-        """The peer answered a heartbeat; return whether a lost batch should be looked for.
+        """The peer answered a heartbeat; return whether to ask if it has what was sent.
 
-        What was sent before the last answer and is still open may be lost. A probe is repeated;
-        in a full pipeline there is room for one more, whose rejection tells of the others.
+        What was sent before the last answer and is still open may be lost.
         """
         if not self.is_idle:
             self.is_idle = True
             return False
-        self._is_waiting = False
-        if self._under_way and self.is_paused:
-            self._bytes -= self._under_way.popleft()[1]
-        return self.stance is not Stance.SNAPSHOT and self.match < self.next - 1
+        if self.stance is Stance.SNAPSHOT:
+            return False
+        return self._is_waiting or self.match < self.next - 1
+
+    def asked(self) -> None:
+        """An append without entries goes out; it is repeated no sooner than a batch."""
+        self.is_idle = False
+
+    def lost(self) -> None:
+        """The link broke: what was under way is probably lost, and nothing goes out for now."""
+        self.to_probe()
+        self.is_lost = True
 
     def to_probe(self) -> None:
         """Send one batch and wait."""
@@ -154,6 +185,7 @@ class Progress:
     def to_snapshot(self, index: int) -> None:
         """A snapshot is on its way."""
         self.stance = Stance.SNAPSHOT
+        self.moved = self.heard
         self.snapshot_index = index
         self._under_way.clear()
         self._bytes = 0
@@ -161,6 +193,7 @@ class Progress:
     def snapshot_done(self, *, is_sent: bool) -> None:
         """The caller reports how it went; the next answer of the peer goes on from here."""
         index = self.snapshot_index
+        self.moved = self.heard
         self.to_probe()
         if is_sent:
             self.next = max(self.next, index + 1)

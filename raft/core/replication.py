@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raft.core.messages import Append, AppendReply, Heartbeat, HeartbeatReply, Install, TimeoutNow
-from raft.core.progress import Progress
+from raft.core.progress import Progress, Stance
 from raft.core.quorum import reached_by_majority
 from raft.core.reading import Reading
 from raft.core.values import NOBODY, Entries, RaftID, Role, Snapshot
@@ -69,13 +69,23 @@ class Replication(Reading):
     def _replicate_to(self, peer_id: RaftID, progress: Progress) -> None:
         log = self.log
         config = self.config
+        if self._is_silent(progress):
+            return
         while progress.next <= log.last and not progress.is_paused:
             first = progress.next
             previous_term = log.term(first - 1)
             if previous_term < 0:
                 self._offer_snapshot(peer_id, progress)
                 return
-            last = log.limit(first, config.entries_bytes_max, config.entries_max)
+            bytes_max = config.entries_bytes_max
+            if progress.stance is not Stance.REPLICATE:
+                bytes_max = min(bytes_max, config.probe_bytes_max)
+            last = log.limit(first, bytes_max, config.entries_max)
+            if progress.stance is not Stance.REPLICATE and log.size(first, last) > bytes_max:
+                # Even one entry is large: ask first.
+                self._ask(peer_id, progress)
+                progress.sent(first - 1, 0)
+                return
             progress.commit_sent = min(log.commit, last)
             self._messages.append(
                 Append(
@@ -99,21 +109,46 @@ class Replication(Reading):
         progress.to_snapshot(self.snapshot.index)
         self._messages.append(Install(self.id, peer_id, self.term, self.snapshot))
 
-    def _probe_empty(self, peer_id: RaftID, progress: Progress) -> None:
+    def _is_silent(self, progress: Progress) -> bool:
+        """Whether a peer gets nothing but heartbeats, since it answers none."""
+        return progress.is_lost or self.clock - progress.heard >= self.config.election_ticks
+
+    def _ask(self, peer_id: RaftID, progress: Progress) -> None:
         """Ask whether everything sent has arrived; a peer that lacks some of it says so."""
         index = progress.next - 1
         term = self.log.term(index)
-        if term >= 0:
-            nothing = Entries(progress.next, [], ())
-            self._messages.append(
-                Append(self.id, peer_id, self.term, index, term, self.log.commit, nothing)
-            )
+        if term < 0:
+            # What it may lack is gone meanwhile.
+            progress.to_probe()
+            self._is_dirty = True
+            return
+        progress.asked()
+        nothing = Entries(progress.next, [], ())
+        self._messages.append(
+            Append(self.id, peer_id, self.term, index, term, self.log.commit, nothing)
+        )
+
+    def needed_from(self, index: int) -> int:
+        """Return the first entry up to `index` that a peer on its way up is about to need.
+
+        `index + 1` if there is none. Who does not answer is not waited for, nor who came no nearer
+        for long, nor who needs a snapshot all the same.
+        """
+        horizon = self.clock - self.config.catch_up_ticks_max
+        reached = [
+            progress.reached
+            for progress in self._peers.values()
+            if progress.moved > horizon
+            and progress.reached >= self.log.start
+            and not self._is_silent(progress)
+        ]
+        return min([index, *reached]) + 1
 
     def _on_append_reply(self, message: AppendReply) -> None:
         progress = self._peers.get(message.sender)
         if progress is None or self.role is not Role.LEADER:
             return
-        progress.heard = self.clock
+        progress.answers(self.clock)
         if message.is_rejected:
             agreement = self.log.agreement(message.hint_index, message.hint_term)
             if progress.rejected(message.index, agreement):
@@ -130,15 +165,14 @@ class Replication(Reading):
         progress = self._peers.get(message.sender)
         if progress is None or self.role is not Role.LEADER:
             return
-        progress.heard = self.clock
+        progress.answers(self.clock)
         if message.round > progress.round:
             progress.round = message.round
             self._confirm_rounds()
-        may_be_lost = progress.answered()
+        if progress.answered():
+            self._ask(message.sender, progress)
         if progress.next <= self.log.last:
             self._is_dirty = True
-        elif may_be_lost:
-            self._probe_empty(message.sender, progress)
 
     def _hand_over_if_ready(self) -> None:
         """Tell the chosen successor to start, once it has everything."""

@@ -380,3 +380,84 @@ def test_a_log_newer_than_the_hard_state_is_a_bug():
             hard_state=HardState(1),
             entries=Entries(1, [b"x"], ((1, 2),)),
         )
+
+
+def to_peer(leader, peer):
+    """Take what a leader sends now; return the bytes of entries and what else is to one peer."""
+    size, kinds = 0, []
+    while (ready := leader.ready()) is not None:
+        if ready.has_to_store:
+            leader.persisted(ready.number)
+        for message in ready.messages:
+            if message.to == peer:
+                kinds.append(type(message))
+                if isinstance(message, Append):
+                    size += sum(map(len, message.entries.data))
+    return size, kinds
+
+
+def test_a_lost_peer_gets_heartbeats_only(group):
+    """Until it answers one; then a small probe, and all else when that is answered."""
+    leader = group(3).elect(1)
+    third = RaftID(3)
+    leader.unreachable(third)
+    for _ in range(50):
+        leader.propose([b"x" * 10_000] * 20)
+        leader.unreachable(third)
+        assert to_peer(leader, third) == (0, [])
+    leader.tick()
+    assert to_peer(leader, third) == (0, [Heartbeat])
+    leader.step(HeartbeatReply(third, RaftID(1), leader.term, leader._round))
+    size, kinds = to_peer(leader, third)
+    assert kinds == [Append]
+    assert 0 < size <= leader.config.probe_bytes_max
+    leader.unreachable(third)
+    leader.step(HeartbeatReply(third, RaftID(1), leader.term, leader._round))
+    leader.step(AppendReply(third, RaftID(1), leader.term, leader._peers[third].next + 5))
+    assert to_peer(leader, third)[0] > leader.config.probe_bytes_max
+
+
+def test_a_peer_that_does_not_answer_gets_heartbeats_only(group):
+    """Nothing told of a broken link: an election time-out of silence says the same."""
+    cores = group(3)
+    leader = cores.elect(1)
+    cores.isolate(3)
+    cores.tick(11)
+    assert leader.is_leader
+    leader.propose([b"x" * 1000])
+    cores.work(1)
+    cores.under_way.clear()
+    leader.tick()
+    assert to_peer(leader, RaftID(3)) == (0, [Heartbeat])
+
+
+def test_a_probe_of_large_entries_carries_none(group):
+    """It asks first; what fits follows the answer."""
+    leader = group(3).elect(1)
+    third = RaftID(3)
+    leader.unreachable(third)
+    leader.propose([b"x" * 1_000_000])
+    to_peer(leader, third)
+    leader.step(HeartbeatReply(third, RaftID(1), leader.term, leader._round))
+    assert to_peer(leader, third) == (0, [Append])
+    leader.step(AppendReply(third, RaftID(1), leader.term, leader._peers[third].next - 1))
+    assert to_peer(leader, third) == (1_000_000, [Append])
+
+
+def test_entries_that_a_peer_on_its_way_up_needs_are_named(group):
+    """Of one that answers; not of one that does not, or that came no nearer for long."""
+    cores = group(3)
+    leader = cores.elect(1)
+    cores.tick(3)
+    log = leader.log
+    assert leader.needed_from(log.commit) == log.commit + 1
+    reached = log.last
+    for _ in range(10):
+        leader.propose([b"x"])
+    third = leader._peers[RaftID(3)]
+    assert leader.needed_from(log.last) == reached + 1
+    third.to_snapshot(reached + 4)
+    leader._peers[RaftID(2)].lost()
+    assert leader.needed_from(log.last) == reached + 5
+    third.moved = leader.clock - leader.config.catch_up_ticks_max
+    assert leader.needed_from(log.last) == log.last + 1

@@ -72,14 +72,45 @@ def test_an_unanswered_batch_is_looked_for_after_a_quiet_heartbeat():
     assert not progress.answered()
 
 
-def test_a_lost_probe_is_repeated():
-    """After a heartbeat's answer with nothing sent since the one before."""
+def test_a_lost_probe_is_asked_for():
+    """After a heartbeat's answer with nothing sent since the one before; not sent again."""
     progress = Progress(6, 0, 3, 100)
     progress.sent(7, 20)
-    progress.answered()
+    assert not progress.answered()
+    assert progress.answered()
     assert progress.is_paused
-    progress.answered()
+    progress.asked()
+    assert not progress.answered()
+    assert progress.rejected(5, 3)
     assert not progress.is_paused
+
+
+def test_only_answers_make_room_in_the_pipeline():
+    """However often a peer with a hung disk answers heartbeats, no more is sent to it."""
+    progress = replicating()
+    for index in (6, 7, 8):
+        progress.sent(index, 30)
+    asked = 0
+    for _ in range(100):
+        if progress.answered():
+            progress.asked()
+            asked += 1
+        assert progress.is_paused
+    assert asked == 50
+    assert progress.bytes_under_way == 90
+    progress.accepted(6)
+    assert not progress.is_paused
+
+
+def test_a_lost_peer_gets_nothing_until_it_answers():
+    """Then it is probed from where it was last known to be."""
+    progress = replicating()
+    progress.sent(6, 10)
+    progress.lost()
+    assert progress.is_paused
+    assert progress.bytes_under_way == 0
+    progress.answers(17)
+    assert (progress.is_paused, progress.next, progress.heard) == (False, 6, 17)
 
 
 @pytest.mark.parametrize(("is_sent", "following"), [(True, 21), (False, 1)])

@@ -104,7 +104,7 @@ def test_a_snapshot_that_cannot_be_sent_is_sent_again(play):
     """Whatever the error was, the core hears of it, and the peer gets another."""
 
     async def story(group):
-        group.settings = Settings(entries_kept=0)
+        group.settings = Settings(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         group["c"].kill()
         for number in range(20):
@@ -201,7 +201,7 @@ def test_a_received_snapshot_is_not_mixed_up_with_one_of_before_a_fault(play):
     """One that came in while the directory was read anew is thrown away and sent again."""
 
     async def story(group):
-        group.settings = Settings(entries_kept=0)
+        group.settings = Settings(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         third = group["c"]
         group.isolate("c")
@@ -225,7 +225,7 @@ def test_nothing_is_saved_that_an_installed_snapshot_holds(play):
     """It is durable and newer, but the listener is still taking it."""
 
     async def story(group):
-        group.settings = Settings(entries_kept=0)
+        group.settings = Settings(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         third = group["c"]
         group.isolate("c")

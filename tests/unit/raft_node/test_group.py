@@ -149,7 +149,7 @@ def test_installing_a_snapshot_survives_a_crash_at_every_operation(play):
     """Wherever power is lost, the member comes back and catches up."""
 
     async def story(group):
-        group.settings = type(group.settings)(entries_kept=0)
+        group.settings = type(group.settings)(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         third = group["c"]
         crashes = 0
@@ -177,7 +177,7 @@ def test_a_disk_that_fails_while_a_snapshot_comes_in(play, delay):
     """The member reads its disk anew, tells its listener what is there, and catches up."""
 
     async def story(group):
-        group.settings = type(group.settings)(entries_kept=0)
+        group.settings = type(group.settings)(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         third = group["c"]
         for turn in range(6):

@@ -66,7 +66,7 @@ def test_a_member_whose_entries_are_gone_is_removed_without_farewell(play):
     """What it would need to learn of it is before the start of the log: nothing to say."""
 
     async def story(group):
-        group.settings = Settings(entries_kept=0)
+        group.settings = Settings(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         group["c"].kill()
         for number in range(20):
@@ -106,7 +106,7 @@ def test_a_member_past_the_offered_snapshot_says_so(play):
     """
 
     async def story(group):
-        group.settings = Settings(entries_kept=0)
+        group.settings = Settings(entries_kept=0, awaited_bytes_max=0)
         leader = await group.form("abc")
         third = group["c"]
         group.cuts.add(("c", "a"))
