@@ -60,11 +60,18 @@ _RING_BYTES_MAX = SECRETS_MAX * SECRET_BYTES_MAX * 2
 
 
 class _Content(msgspec.Struct, frozen=True):
-    """What the ring holds, inside the seal."""
+    """What the ring holds, inside the seal.
+
+    What is *exposed* lay on this disk beside the key that opened the ring, until autolock was
+    turned on: who copied the disk before can read it, so it is to be replaced. Data keys are
+    exposed up to an id, other secrets by name.
+    """
 
     current_id: int
     data_keys: dict[int, bytes]
     secrets: dict[str, bytes]
+    exposed_id: int = 0
+    exposed_names: tuple[str, ...] = ()
 
     @override
     def __repr__(self) -> str:
@@ -75,6 +82,9 @@ class KeyRing:
     """The open ring of one manager. Its methods block for a sync; call them in any thread.
 
     Holds a lock on the directory until `close`, except when it was opened by `read`.
+
+    Attributes:
+        is_unfinished: the last step of a change failed: `finish_change` is to be repeated.
     """
 
     def __init__(
@@ -100,6 +110,8 @@ class KeyRing:
         self._mutex = threading.RLock()
         # A save failed, perhaps after its rename: the ring on the disk may be under either key.
         self._is_unsure = False
+        # Files of a former KEK may be left.
+        self.is_unfinished = False
 
     @classmethod
     def create(
@@ -253,6 +265,15 @@ class KeyRing:
         """The ids of all data keys, ascending."""
         return tuple(sorted(self._content.data_keys))
 
+    @property
+    def is_data_key_exposed(self) -> bool:
+        """Whether the current data key could be read before autolock was turned on: rotate it."""
+        return self.is_autolocked and self.current_id <= self._content.exposed_id
+
+    def is_exposed(self, name: str) -> bool:
+        """Tell whether such a secret could be read before autolock was turned on: replace it."""
+        return self.is_autolocked and name in self._content.exposed_names
+
     def data_key(self, key_id: int) -> bytes | None:
         """Return a data key; None if the ring does not hold it."""
         return self._content.data_keys.get(key_id)
@@ -289,10 +310,14 @@ class KeyRing:
         if len(secret) > SECRET_BYTES_MAX:
             raise InvalidError(f"secret {name} is larger than {SECRET_BYTES_MAX} bytes")
         with self._mutex:
-            secrets = {**self._content.secrets, name: bytes(secret)}
+            content = self._content
+            secrets = {**content.secrets, name: bytes(secret)}
             if len(secrets) > SECRETS_MAX:
                 raise InvalidError(f"the key ring of this node holds {SECRETS_MAX} secrets already")
-            self._change(msgspec.structs.replace(self._content, secrets=secrets))
+            exposed = content.exposed_names
+            if all(content.secrets.get(each) != secret for each in exposed):
+                exposed = tuple(each for each in exposed if each != name)
+            self._change(msgspec.structs.replace(content, secrets=secrets, exposed_names=exposed))
 
     def unseal(self, name: str) -> bytes:
         """Return such a secret.
@@ -317,8 +342,9 @@ class KeyRing:
 
         The caller must have made `new` durable elsewhere before, and keep the old one until this
         returned: after a crash in between, one of the two opens the ring. What was written under
-        the old data keys stays readable for who copied the old ring and key: after turning
-        autolock on, rotate the data key too (`RaftNode.rotate_data_key`).
+        the old data keys stays readable for who copied the old ring and key: turning autolock on
+        marks, in the same step, all that the ring holds as exposed. Whoever looks after the ring
+        replaces it: `is_data_key_exposed` (`RaftNode.rotate_data_key`), `is_exposed`.
 
         Raises:
             ResourceExhaustedError: the disk is full; the old key is still the one, or, if only
@@ -332,7 +358,14 @@ class KeyRing:
             key = new or Kek.generate(self._rng_bytes)
             if new is None:
                 self._replace(NEXT_KEK_NAME, key.encode_file())
-            self._save(key, self._content)
+            content = self._content
+            if self._is_stored and new is not None:
+                content = msgspec.structs.replace(
+                    content,
+                    exposed_id=content.current_id,
+                    exposed_names=tuple(sorted(content.secrets)),
+                )
+            self._save(key, content)
             self._is_stored = new is None
             self.finish_change()
 
@@ -366,6 +399,7 @@ class KeyRing:
             ResourceExhaustedError, UnavailableError: the disk failed.
         """
         stored, following = self._directory / KEK_NAME, self._directory / NEXT_KEK_NAME
+        self.is_unfinished = True
         try:
             if not self._is_stored:
                 stale = [path for path in (stored, following) if self._files.exists(path)]
@@ -381,6 +415,7 @@ class KeyRing:
                 self._files.sync_directory(self._directory)
         except OSError as error:
             raise disk_error(self._directory, error) from error
+        self.is_unfinished = False
 
     def _change(self, content: _Content) -> None:
         self._save(self._kek, content)

@@ -109,6 +109,7 @@ class Manager:
         self._rng = rng
         self._supervisor = Supervisor()
         self._opening = asyncio.Lock()
+        self._exposed_certificate = b""
         self._transport: Transport | None = None
         # Reads logs of other nodes; there is none while there are no other nodes.
         self.logs: Collector | None = None
@@ -247,10 +248,14 @@ class Manager:
 
     async def seal(self) -> None:
         """Let the keys on this disk follow the cluster's unlock key."""
-        if await self.membership.seal_keys():
-            # The TLS key lay here sealed by a key that anybody could read: none of it may serve.
-            await self.membership.change_tls_key(self._credentials, self._rng)
-            self._hurry_renewal()
+        await self.membership.seal_keys()
+        # A TLS key that lay here sealed by a key that anybody could read may not serve any more.
+        if await self.membership.replace_exposed_tls_key(self._credentials, self._rng):
+            certificate = self._credentials.source().certificate_pem
+            if certificate != self._exposed_certificate:
+                # Once in a life: the renewer goes on until it is done.
+                self._exposed_certificate = certificate
+                self._hurry_renewal()
 
     # ------------------------------------------------------------- node port
 

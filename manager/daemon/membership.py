@@ -27,9 +27,10 @@ from manager.ca.root import create_root
 from manager.ca.tokens import new_join_token
 from manager.controlapi import Control
 from manager.daemon.addresses import join_port, split_port
-from manager.daemon.tlskey import TLS_KEY, change_tls_key, open_credentials, tls_key
+from manager.daemon.tlskey import TLS_KEY, open_credentials, replace_exposed, tls_key
 from manager.store import Store, Transaction
 from proto.clock import Clock
+from proto.errors import SwarmError
 from proto.ids import ClusterID, NodeID, new_id
 from proto.objects import (
     NANOSECONDS,
@@ -295,7 +296,11 @@ class Membership:
             clock,
         )
         if membership.store.term:
-            await membership.seal_keys()
+            try:
+                await membership.seal_keys()
+            except SwarmError as error:
+                # No reason not to open: the manager tries it again until it is done.
+                log.warning("keys_not_sealed", reason=error.message)
         return membership
 
     @classmethod
@@ -321,9 +326,12 @@ class Membership:
         """What a new certificate's key is to be sealed with."""
         return tls_key(self._keys)
 
-    async def change_tls_key(self, credentials: NodeCredentials, rng: random.Random) -> None:
-        """Seal the TLS key on disk by a new key of the ring; may be cut short at every step."""
-        await asyncio.to_thread(change_tls_key, self._keys, credentials, rng.randbytes(KEY_BYTES))
+    async def replace_exposed_tls_key(
+        self, credentials: NodeCredentials, rng: random.Random
+    ) -> bool:
+        """Replace what could be read before autolock; tell if the certificate is to be renewed."""
+        new = rng.randbytes(KEY_BYTES)
+        return await asyncio.to_thread(replace_exposed, self._keys, credentials, new)
 
     def cluster(self) -> Cluster:
         """Return the cluster's row."""
@@ -334,11 +342,15 @@ class Membership:
         """Return the key that opens the ring, if it is not stored beside it."""
         return self._keys.kek if self._keys.is_autolocked else None
 
-    async def seal_keys(self) -> bool:
-        """Make the ring of keys follow the cluster's unlock key; tell if it became locked by it.
+    async def seal_keys(self) -> None:
+        """Make the ring of keys follow the cluster's unlock key, and what it seals be worth it.
+
+        Each step looks at what is on the disk, so that whatever failed, or was cut short by the end
+        of the process, is done by the next call.
 
         Raises:
             UnavailableError: it is not known which key that is; the ring is as it was.
+            ResourceExhaustedError: the disk is full; repeat.
         """
         async with self._sealing:
             wanted = self.cluster().unlock_key
@@ -348,17 +360,17 @@ class Membership:
                 wanted = self.cluster().unlock_key
             was_locked = self._keys.is_autolocked
             current = self._keys.kek.format() if was_locked else ""
-            becomes_locked = bool(wanted) and not was_locked
             if wanted != current:
                 kek = Kek.parse(wanted) if wanted else None
                 await asyncio.to_thread(self._keys.rotate_kek, kek)
                 log.info("keys_sealed", autolock=bool(wanted))
-                if becomes_locked:
-                    # What was written so far could be read with a key that lay on this disk.
-                    await self.raft.rotate_data_key()
+            elif self._keys.is_unfinished:
+                await asyncio.to_thread(self._keys.finish_change)
+            if self._keys.is_data_key_exposed:
+                # What was written so far could be read with a key that lay on this disk.
+                await self.raft.rotate_data_key()
             if self.raft.is_rotating:
                 await self.store.save_snapshot()
-            return becomes_locked
 
     async def close(self) -> None:
         """Close store, log and keys; what was acknowledged is durable already.

@@ -7,10 +7,15 @@ rename. While this one changes the ring has two, of which one opens the file on 
 
 A change that was cut short is brought to its end before the next one draws a key, else the only
 one that fits could be overwritten. All of this blocks.
+
+When autolock is turned on this key, and with it the TLS key, could be read before: the first is
+changed and the second renewed. The ring remembers that until both are done: that its secret is
+exposed, and then which certificate may not stay.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from manager.ca.credentials import NodeCredentials
@@ -20,6 +25,7 @@ from raft.keys import Kek, KeyRing
 
 TLS_KEY = "tls"
 NEXT_TLS_KEY = "tls.next"
+EXPOSED_CERTIFICATE = "tls.exposed"
 
 
 def tls_key(keys: KeyRing) -> Kek:
@@ -58,6 +64,22 @@ def change_tls_key(keys: KeyRing, credentials: NodeCredentials, new: bytes) -> N
     credentials.seal(Kek(new))
     keys.seal(TLS_KEY, new)
     keys.forget(NEXT_TLS_KEY)
+
+
+def replace_exposed(keys: KeyRing, credentials: NodeCredentials, new: bytes) -> bool:
+    """Change the key if it was exposed; tell whether the certificate has to be renewed as well.
+
+    Called again after any interruption it goes on; once all is done it does nothing.
+    """
+    certificate = hashlib.sha256(credentials.source().certificate_pem).digest()
+    if keys.is_exposed(TLS_KEY):
+        keys.seal(EXPOSED_CERTIFICATE, certificate)
+        change_tls_key(keys, credentials, new)
+    exposed = _secret(keys, EXPOSED_CERTIFICATE)
+    if exposed is not None and exposed != certificate:
+        keys.forget(EXPOSED_CERTIFICATE)
+        exposed = None
+    return exposed is not None
 
 
 def _secret(keys: KeyRing, name: str) -> bytes | None:

@@ -12,7 +12,14 @@ import pytest
 from manager.ca.credentials import NodeCredentials
 from manager.ca.issue import issue_certificate, new_key_and_csr
 from manager.ca.root import create_root
-from manager.daemon.tlskey import NEXT_TLS_KEY, TLS_KEY, change_tls_key, open_credentials
+from manager.daemon.tlskey import (
+    EXPOSED_CERTIFICATE,
+    NEXT_TLS_KEY,
+    TLS_KEY,
+    change_tls_key,
+    open_credentials,
+    replace_exposed,
+)
 from proto.errors import CorruptError, NotFoundError
 from proto.ids import ClusterID, NodeID
 from raft.keys import Kek, KeyRing
@@ -23,9 +30,8 @@ RING, PLACE = Path("/state/raft"), Path("/state/certificates")
 KEYS = (b"1" * 32, b"2" * 32, b"3" * 32)
 
 
-@pytest.fixture(scope="module")
-def certificate():
-    """Make a manager's certificate and its key."""
+def issued():
+    """Make a manager's certificate and its key, by an authority of its own."""
     now = time.time()
     root = create_root(now)
     key_pem, csr_pem = new_key_and_csr()
@@ -43,6 +49,12 @@ def certificate():
         "key_pem": key_pem,
         "roots_pem": root.certificate_pem.encode(),
     }
+
+
+@pytest.fixture(scope="module")
+def certificate():
+    """Make one for all tests."""
+    return issued()
 
 
 @pytest.fixture
@@ -124,3 +136,32 @@ def test_a_ring_without_the_key_is_named(prepare):
     with pytest.raises(CorruptError, match="not in the ring"):
         open_credentials(ring, PLACE, files)
     ring.close()
+
+
+def test_an_exposed_key_is_replaced_whenever_it_was_interrupted(prepare):
+    """After autolock was turned on: a new key, and a new certificate, after a crash anywhere."""
+    lock = Kek(b"9" * 32)
+    for operation in itertools.count():
+        files = prepare(operation)
+        ring, credentials = opened(files)
+        assert not replace_exposed(ring, credentials, KEYS[1])
+        ring.rotate_kek(lock)
+        with files.stopping_at(operation):
+            replace_exposed(ring, credentials, KEYS[1])
+        is_done = not files.is_stopped
+        files.lose_power()
+        ring = KeyRing.open(RING, lock, rng_bytes=random.Random(9).randbytes, files=files)
+        credentials = open_credentials(ring, PLACE, files)
+        # It is told again and again that the certificate has to go, until it is gone.
+        assert replace_exposed(ring, credentials, KEYS[2])
+        assert replace_exposed(ring, credentials, KEYS[2])
+        assert not ring.is_exposed(TLS_KEY)
+        assert ring.unseal(TLS_KEY) in KEYS[1:]
+        assert credentials.is_sealed_by(Kek(ring.unseal(TLS_KEY)))
+        credentials.replace(**issued())
+        assert not replace_exposed(ring, credentials, KEYS[2])
+        with pytest.raises(NotFoundError):
+            ring.unseal(EXPOSED_CERTIFICATE)
+        ring.close()
+        if is_done:
+            return

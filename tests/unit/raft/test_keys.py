@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import random
 from pathlib import Path
@@ -229,6 +230,8 @@ def test_changing_the_key_survives_a_crash_at_every_step(before, after, is_only_
                 files.lose_power()
             ring = reopen(files, before, after)
             assert (ring.data_key(1), ring.unseal("tls")) == (key, b"the TLS key")
+            is_exposed = before is None and ring.is_autolocked
+            assert (ring.is_data_key_exposed, ring.is_exposed("tls")) == (is_exposed, is_exposed)
             # It can be finished, and leaves nothing of the interrupted attempt.
             ring.rotate_kek(after)
             ring.add_data_key()
@@ -325,3 +328,52 @@ def test_full_disk_leaves_the_old_key():
         assert (ring.kek, ring.ids) == (kek, (1,))
         ring.close()
         assert KeyRing.open(PLACE, files=files).kek == kek
+
+
+def test_what_lay_open_is_exposed_until_it_is_replaced():
+    """Turning autolock on says so in the same step; a restart does not forget it."""
+    files, ring = make(None, 1)
+    ring.seal("other", b"the same")
+    assert not ring.is_data_key_exposed
+    ring.rotate_kek(NEW)
+    ring.close()
+    ring = KeyRing.open(PLACE, NEW, files=files)
+    assert ring.is_data_key_exposed
+    ring.add_data_key()
+    assert not ring.is_data_key_exposed
+    ring.seal("tls", b"the same")  # which lay open under another name
+    assert ring.is_exposed("tls")
+    ring.seal("tls", b"another")
+    assert [ring.is_exposed(name) for name in ("tls", "other", "none")] == [False, True, False]
+    ring.close()
+    ring = KeyRing.open(PLACE, NEW, files=files)
+    assert (ring.is_data_key_exposed, ring.is_exposed("tls"), ring.is_exposed("other")) == (
+        False,
+        False,
+        True,
+    )
+    ring.rotate_kek(Kek.generate(os.urandom))
+    assert not ring.is_data_key_exposed
+    ring.rotate_kek(None)
+    assert not ring.is_exposed("other")
+    ring.rotate_kek(NEW)
+    assert ring.is_data_key_exposed
+
+
+def test_a_key_file_that_could_not_be_removed_is_removed_later():
+    """The last step failed: it is known that it is to be repeated."""
+    files, ring = make(None, 1)
+    remove = files.remove
+
+    def fail(_path):
+        raise OSError(5, "the disk fails")
+
+    files.remove = fail
+    with pytest.raises(ResourceExhaustedError):
+        ring.rotate_kek(NEW)
+    assert ring.is_autolocked
+    assert ring.is_unfinished
+    files.remove = remove
+    ring.finish_change()
+    assert not ring.is_unfinished
+    assert KEK_NAME not in files.names(PLACE)
