@@ -146,6 +146,7 @@ class Applying(Peers):
     def _note_leader(self) -> None:
         """Follow what the core thinks about who leads; the listener is told once it matters."""
         core = self._core
+        self._note_leaderless()
         if self._leading and (core.role is not Role.LEADER or core.term != self._leading):
             self._lose()
         if core.role is Role.LEADER:
@@ -162,6 +163,20 @@ class Applying(Peers):
                 leader=leader.node_id if leader else "",
                 is_self=core.leader == self._me.id and core.leader != NOBODY,
             )
+
+    def _note_leaderless(self) -> None:
+        """Note when the search for a leader began; a leader without a majority has it behind it."""
+        core = self._core
+        if core.role is Role.LEADER or core.leader != NOBODY:
+            self._leaderless_since = None
+        elif self._leaderless_since is None and (self._leading or core.role is not Role.FOLLOWER):
+            now = self._clock.monotonic()
+            self._leaderless_since = now - (self._answer_seconds if self._leading else 0.0)
+
+    @property
+    def _answer_seconds(self) -> float:
+        """How long a peer that is there takes to answer, at most; half the shortest election."""
+        return self._settings.election_ticks * self._settings.tick_seconds / 2
 
     def _gain(self, term: int) -> None:
         self._leading = term

@@ -120,6 +120,28 @@ class Members(Shipping):
             for member in core.membership.members
         ]
 
+    @property
+    def has_lost_majority(self) -> bool:
+        """Whether this member knows that no majority of the voters can be reached from here.
+
+        A leader knows it when too few answered for as long as an election takes. Another knows it
+        when it has asked for votes, or has stepped down for the same reason, and too few were heard
+        since. As long as enough are heard an election may succeed, however often it has failed.
+        """
+        core = self._core
+        now = self._clock.monotonic()
+        election_seconds = self._settings.election_ticks * self._settings.tick_seconds
+        if core.role is Role.LEADER:
+            since = now - election_seconds
+        elif self._leaderless_since is None or now < self._leaderless_since + self._answer_seconds:
+            return False
+        else:
+            # Votes are asked for anew after two elections' time at the latest.
+            since = max(self._leaderless_since, now - 2 * election_seconds)
+        voters = [member.id for member in core.membership.members if member.is_voter]
+        heard = sum(one == self._me.id or self._heard.get(one, since) > since for one in voters)
+        return heard <= len(voters) // 2
+
     async def add_learner(
         self, node_id: NodeName, address: str, *, check: Callable[[], None] = lambda: None
     ) -> RaftID:

@@ -59,6 +59,9 @@ class Waiting(msgspec.Struct, gc=False):
 class State(ABC):
     """See the module."""
 
+    # Since when no leader is known although this member asks for votes, or had to step down.
+    _leaderless_since: float | None = None
+
     def __init__(
         self,
         storage: Storage,

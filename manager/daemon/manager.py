@@ -442,6 +442,11 @@ class Manager:
             )
         return statuses
 
+    @property
+    def is_majority_lost(self) -> bool:
+        """Whether this manager knows that no change can succeed until others come back."""
+        return self.raft.has_lost_majority
+
     def quorum(self) -> tuple[int, int, bool]:
         """Return how many voters this manager hears, of how many, and if a leader is known."""
         voters = [member for member in self.raft.status() if member.is_voter]

@@ -119,6 +119,11 @@ class SwarmNode(Changes):
         node_id, address = manager.leader_node_id(), manager.leader_api_address()
         return LeaderInfo(node_id, address) if node_id and address else None
 
+    @property
+    def is_majority_lost(self) -> bool:
+        """Whether this node is a manager that knows that it reaches no majority of them."""
+        return self._manager is not None and self._manager.is_majority_lost
+
     def quorum(self) -> Quorum:
         """Count the managers that this one hears."""
         reachable, total, has_leader = self._managing().quorum()

@@ -19,6 +19,8 @@ from proto.ids import NodeID
 # First parts of the paths of objects that only the leader changes.
 _OBJECTS = frozenset({"nodes", "services"})
 _ROTATIONS = ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey")
+# Whoever knows that a majority is gone has waited for it already; this is for one that comes back.
+LOST_SECONDS_MAX = 1.0
 _NO = frozenset({"", "0", "no", "false", "none"})
 
 
@@ -97,7 +99,13 @@ def place_of(own: NodeID, leader: LeaderInfo | None, *, is_leader: bool) -> Plac
 
 
 def next_attempt(
-    ended: Ended, kind: Kind, progress: Progress, *, waited: float, limit: float
+    ended: Ended,
+    kind: Kind,
+    progress: Progress,
+    *,
+    waited: float,
+    limit: float,
+    is_majority_lost: bool = False,
 ) -> tuple[Step, Progress]:
     """Decide after an attempt that gave no answer.
 
@@ -107,7 +115,10 @@ def next_attempt(
         progress: of the attempts before.
         waited: seconds since the request came.
         limit: how long it may take.
+        is_majority_lost: no election can succeed, as far as this manager can see.
     """
+    if is_majority_lost:
+        limit = min(limit, LOST_SECONDS_MAX)
     is_in_doubt = progress.is_in_doubt or (ended is Ended.UNKNOWN and kind is not Kind.READ)
     after = Progress(is_in_doubt)
     if is_in_doubt and kind is Kind.ONCE:

@@ -443,6 +443,10 @@ class Peers(Protocol):
     def leader(self) -> LeaderInfo | None:
         """Name the manager that leads, this one too; None while none is known. Must be quick."""
 
+    @property
+    def is_majority_lost(self) -> bool:
+        """Whether this manager knows that it cannot reach a majority of them. Must be quick."""
+
     def quorum(self) -> Quorum:
         """Count the managers, for the sentence that says why a write has to wait."""
 

@@ -77,7 +77,7 @@ class Forwarder:
         """Ask `peers` who leads; a fail-over may take `pause_seconds_max`, for reads `patience`."""
         self._peers = peers
         self._pause_seconds_max = pause_seconds_max
-        self._watch = LeaderWatch(peers.leader)
+        self._watch = LeaderWatch(peers.leader, lambda: peers.is_majority_lost)
         self._session = LeaderSession(peers.credentials)
         self._waiting = 0
         self._patience = patience
@@ -107,7 +107,12 @@ class Forwarder:
                 if isinstance(done, web.StreamResponse):
                     return done
                 step, progress = next_attempt(
-                    done.ended, kind, progress, waited=loop.time() - started, limit=limit
+                    done.ended,
+                    kind,
+                    progress,
+                    waited=loop.time() - started,
+                    limit=limit,
+                    is_majority_lost=self._peers.is_majority_lost,
                 )
                 if step is Step.STOP_WITHOUT_LEADER and kind is Kind.READ:
                     self._patience.failed(loop.time())

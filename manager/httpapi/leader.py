@@ -29,9 +29,12 @@ CONNECTIONS_MAX = 64
 class LeaderWatch:
     """Looks at who leads while somebody waits for it, with one timer for all."""
 
-    def __init__(self, leader: Callable[[], LeaderInfo | None]) -> None:
-        """Ask `leader`, which must be quick."""
+    def __init__(
+        self, leader: Callable[[], LeaderInfo | None], is_majority_lost: Callable[[], bool]
+    ) -> None:
+        """Ask these two, which must be quick."""
         self._leader = leader
+        self._is_majority_lost = is_majority_lost
         self._ticks: list[asyncio.Future[None]] = []
         self._asked: dict[asyncio.Timeout, LeaderInfo] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -45,7 +48,7 @@ class LeaderWatch:
 
     @asynccontextmanager
     async def while_leading(self, leader: LeaderInfo, seconds_max: float) -> AsyncIterator[None]:
-        """Bound a block: `TimeoutError` when another node leads, or after this time."""
+        """Bound a block: `TimeoutError` when another node leads, none can, or after this time."""
         async with asyncio.timeout(seconds_max) as limit:
             self._asked[limit] = leader
             self._arm()
@@ -75,11 +78,12 @@ class LeaderWatch:
         self._timer = None
         self.wake()
         leader = self._known_leader() if self._asked else None
-        if leader is not None:
-            now = asyncio.get_running_loop().time()
-            for limit, asked in self._asked.items():
-                if asked.node_id != leader.node_id and not limit.expired():
-                    limit.reschedule(now)
+        is_lost = bool(self._asked) and self._is_majority_lost()
+        now = asyncio.get_running_loop().time()
+        for limit, asked in self._asked.items():
+            is_other = leader is not None and asked.node_id != leader.node_id
+            if (is_other or is_lost) and not limit.expired():
+                limit.reschedule(now)
         if self._asked:
             self._arm()
 

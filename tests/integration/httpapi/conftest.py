@@ -158,6 +158,7 @@ class Manager:
         self.is_leader = False
         self.is_locked = False
         self.reachable = 3
+        self.knows_loss = False
         self.changes = 0
         self.barrier_error: Exception | None = None
         # What happens to the next changes on this manager.
@@ -198,6 +199,11 @@ class Manager:
     def leader(self) -> LeaderInfo | None:
         """Name who leads, as far as this one knows."""
         return self.known_leader
+
+    @property
+    def is_majority_lost(self) -> bool:
+        """Do as the test says."""
+        return self.knows_loss
 
     def quorum(self) -> Quorum:
         """Count."""

@@ -239,6 +239,32 @@ async def test_without_a_quorum_a_write_says_so_and_the_way_out(managers: Manage
     assert "swarm init --force-new-cluster" in answer.message
 
 
+async def test_whoever_knows_that_a_majority_is_gone_does_not_wait_for_an_election(
+    managers: Managers,
+) -> None:
+    """Neither for one, nor for an answer of who led before: that machine may be dead."""
+    lost = managers.all["m2"]
+    managers.lead(None)
+    lost.reachable, lost.knows_loss = 1, True
+    started = time.monotonic()
+    answer = await managers.ask("m2", "POST", "/services/create", spec())
+    assert time.monotonic() - started > 0.9
+    assert answer.status == 503
+    assert "1 of 3 managers reachable, and it takes 2" in answer.message
+
+    managers.lead("m1")
+    lost.knows_loss = False
+
+    async def hang() -> None:
+        lost.knows_loss = True
+        await asyncio.sleep(3600)
+
+    managers.all["m1"].before_change = hang
+    answer = await managers.ask("m2", "POST", "/services/create", spec())
+    assert answer.status == 503
+    assert "whether the change was made is not known" in answer.message
+
+
 async def test_without_a_quorum_a_read_shows_what_is_there_and_says_so(
     managers: Managers,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from manager.httpapi.attempts import (
+    LOST_SECONDS_MAX,
     Ended,
     Kind,
     Place,
@@ -102,6 +103,35 @@ def test_nothing_is_done_twice_and_nothing_given_up_too_early(
 ) -> None:
     """Each case of the decision."""
     assert (step, after) == next_attempt(ended, kind, before, waited=waited, limit=20)
+
+
+@pytest.mark.parametrize(
+    ("before", "waited", "step"),
+    [
+        (CLEAR, LOST_SECONDS_MAX - 0.1, Step.REPEAT),
+        (CLEAR, LOST_SECONDS_MAX, Step.STOP_WITHOUT_LEADER),
+        (DOUBT, LOST_SECONDS_MAX - 0.1, Step.REPEAT),
+        (DOUBT, LOST_SECONDS_MAX, Step.STOP_IN_DOUBT),
+    ],
+)
+def test_an_election_that_cannot_succeed_is_not_waited_for(
+    *, before: Progress, waited: float, step: Step
+) -> None:
+    """Not longer than for a majority that comes back at once; a shorter limit stays."""
+    for limit in (20, LOST_SECONDS_MAX):
+        given = next_attempt(
+            Ended.NOTHING_DONE,
+            Kind.REPEATABLE,
+            before,
+            waited=waited,
+            limit=limit,
+            is_majority_lost=True,
+        )
+        assert given == (step, before)
+    stopped, _ = next_attempt(
+        Ended.NOTHING_DONE, Kind.READ, CLEAR, waited=0.5, limit=0.1, is_majority_lost=True
+    )
+    assert stopped is Step.STOP_WITHOUT_LEADER
 
 
 @pytest.mark.parametrize("ended", list(Ended))
