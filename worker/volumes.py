@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import structlog
 
+from disk.replace import replace_file, sync_directory
 from proto.errors import ConflictError, InvalidError, NotFoundError, RuntimeFailedError
 from proto.ids import ContainerID
 from worker.container import VolumePath, VolumeRequest
@@ -58,6 +59,8 @@ class VolumeStore:
     def __init__(self, state_dir: Path) -> None:
         """Use `<state_dir>/volumes`, made when first needed."""
         self._root = state_dir / "volumes"
+        # Those whose record cannot be read, of which the log was told.
+        self._damaged: set[str] = set()
 
     def create(
         self,
@@ -147,12 +150,24 @@ class VolumeStore:
         return Path(volume.options.get("device") or volume.mountpoint)
 
     def all(self) -> list[Volume]:
-        """Return all volumes, sorted by name."""
-        if not self._root.is_dir():
-            return []
-        names = (entry.name for entry in sorted(self._root.iterdir()))
-        found = (self._read(name) for name in names if _NAME.fullmatch(name))
-        return [volume for volume in found if volume is not None]
+        """Return all volumes whose record can be read, sorted by name.
+
+        A damaged record harms its own volume only, which says so when it is asked for.
+        """
+        found = []
+        for directory in sorted(self._directories()):
+            if not _NAME.fullmatch(directory.name):
+                continue
+            try:
+                volume = self._read(directory.name)
+            except RuntimeFailedError as error:
+                if directory.name not in self._damaged:
+                    self._damaged.add(directory.name)
+                    log.warning("volume_damaged", volume=directory.name, error=error.message)
+                continue
+            if volume is not None:
+                found.append(volume)
+        return found
 
     def inspect(self, name: str) -> Volume:
         """Return one volume.
@@ -184,7 +199,12 @@ class VolumeStore:
             NotFoundError: there is none of this name.
             RuntimeFailedError: the disk refuses, and the volume is as it was.
         """
-        self.inspect(name)
+        try:
+            self.inspect(name)
+        except RuntimeFailedError:
+            # Nobody can use it with a damaged record; to remove it is the way out.
+            log.warning("damaged_volume_removed", volume=name)
+        self._damaged.discard(name)
         aside = self._root / f"{_DELETING}{secrets.token_hex(8)}"
         try:
             (self._root / name).rename(aside)
@@ -252,7 +272,11 @@ class VolumeStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, msgspec.MsgspecError) as error:
-            message = f"volume {name}: its record {record} cannot be read: {error}"
+            message = (
+                f"volume {name}: its record {record} cannot be read ({error}): what is written in "
+                f"it lies in {self._root / name / DATA}; put the record back, or remove the volume "
+                f"(swarm volume rm {name})"
+            )
             raise RuntimeFailedError(message) from error
 
     def _write(self, volume: Volume) -> None:
@@ -261,9 +285,8 @@ class VolumeStore:
             self._root.mkdir(mode=0o701, parents=True, exist_ok=True)
             directory.mkdir(mode=0o701, exist_ok=True)
             (directory / DATA).mkdir(mode=0o755, exist_ok=True)
-            partial = directory / (_RECORD + ".new")
-            partial.write_bytes(msgspec.json.encode(volume))
-            partial.replace(directory / _RECORD)
+            replace_file(directory / _RECORD, msgspec.json.encode(volume), mode=0o644)
+            sync_directory(self._root)
         except OSError as error:
             raise RuntimeFailedError(f"cannot make volume {volume.name}: {error}") from error
 

@@ -6,14 +6,15 @@ directories; so a half-made or half-left membership is simply made or cleared ag
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from disk.replace import replace_file, sync_directory
 from proto.errors import CorruptError
 from proto.ids import ClusterID, NodeID
+from raft.files import disk_error
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,26 +52,18 @@ def read_identity(path: Path) -> Identity | None:
 
 
 def write_identity(path: Path, identity: Identity) -> None:
-    """Write the file whole or not at all, durable on return."""
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(identity)))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_directory(path.parent)
+    """Write the file whole or not at all, durable on return.
+
+    Raises:
+        ResourceExhaustedError, UnavailableError: the disk failed.
+    """
+    try:
+        replace_file(path, msgspec.json.format(msgspec.json.encode(identity)))
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def remove_identity(path: Path) -> None:
     """Remove the file, durably; nothing if there is none."""
     path.unlink(missing_ok=True)
     sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

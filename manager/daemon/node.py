@@ -211,9 +211,7 @@ class SwarmNode(Changes):
             runtime=self._runtime_facts,
             counts=agent.container_counts() if agent is not None else (0, 0),
             images=len(self._images.images()),
-            warnings=tuple(
-                text for text in (self.protection.warning, *self._resources.troubles()) if text
-            ),
+            warnings=tuple(text for text in (self.protection.warning, *self._troubles()) if text),
         )
 
     @property

@@ -42,7 +42,7 @@ from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.store.tables import View
 from overlay.api import NodeNetwork
 from proto.clock import Clock
-from proto.errors import InvalidError, ResourceExhaustedError
+from proto.errors import InvalidError, ResourceExhaustedError, SwarmError
 from proto.logs import LogRequest
 from proto.objects import NodeDescription, NodeRole
 from raft.files import Files
@@ -127,12 +127,20 @@ class Parts(abc.ABC):
         # What opened the manager's keys last, if it does not lie beside them.
         self._kek: Kek | None = None
         self._error = ""
+        # What the cluster wants this node to be, "manager" or "worker", and why it is not yet.
+        self._wanted_role = ""
+        self._is_leaving_group = False
+        self._role_problem = ""
         self._watchdog: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
 
     def _described(self) -> NodeDescription:
         """Return what this node says of itself now."""
-        return describe(self._machine, "; ".join(self._resources.troubles()))
+        return describe(self._machine, "; ".join(self._troubles()))
+
+    def _troubles(self) -> tuple[str, ...]:
+        """Say what keeps this node from all that it is to do."""
+        return tuple(text for text in (self._role_problem, *self._resources.troubles()) if text)
 
     def _start_agent(self, identity: Identity) -> None:
         self._supervisor.start("agent", lambda: self._run_agent(identity))
@@ -293,8 +301,9 @@ class Parts(abc.ABC):
         if session.roots_pem and session.roots_pem != self._credentials.source().roots_pem:
             self._trust(session.roots_pem)
         wanted = "manager" if session.node.role is NodeRole.MANAGER else "worker"
-        if wanted != self._identity.role:
-            self._begin(self._change_role(wanted), "role")
+        self._wanted_role = wanted
+        if not self._has_role(wanted):
+            self._begin(self._change_role(), "role")
         elif session.renew_certificate:
             self._hurry_renewal()
 
@@ -320,9 +329,9 @@ class Parts(abc.ABC):
         if found != tuple(members.values()):
             try:
                 write_remembered(self._config.managers_file, found)
-            except OSError as error:
+            except SwarmError as error:
                 # It is told again with every session, and only needed to find the first.
-                log.warning("managers_not_remembered", error=str(error))
+                log.warning("managers_not_remembered", error=error.message)
             self.protection.look_again()
 
     def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
@@ -351,5 +360,9 @@ class Parts(abc.ABC):
         return self._resources.agent
 
     @abc.abstractmethod
-    async def _change_role(self, wanted: str) -> None:
-        """Become what the cluster wants this node to be; tried until it is so."""
+    def _has_role(self, wanted: str) -> bool:
+        """Tell whether this node is, and works as, a "manager" or "worker"."""
+
+    @abc.abstractmethod
+    async def _change_role(self) -> None:
+        """Become what the cluster wants this node to be, and what it wants may change meanwhile."""

@@ -49,6 +49,7 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import NodeID
+from raft.files import disk_error
 from raft.keys import Kek
 from raft.transport.identity import MANAGER_ROLE
 
@@ -58,6 +59,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 REOPEN_SECONDS = 2.0
 REOPEN_SECONDS_MAX = 60.0
 ROLE_RETRY_SECONDS = 1.0
+ROLE_RETRY_SECONDS_MAX = 8.0
 
 
 class Place(Parts):
@@ -142,6 +144,9 @@ class Place(Parts):
                 self._error = error.message
                 log.error("swarm_not_opened", error=error.message)  # noqa: TRY400 -- one line
                 self._begin(self._keep_taking_up(kek), "opening")
+                if self._credentials is not None and self._remotes.peers():
+                    # The other managers may want this one to be something else by now.
+                    self._ensure_client()
             raise
 
     async def _keep_taking_up(self, kek: Kek | None) -> None:
@@ -179,8 +184,7 @@ class Place(Parts):
                 return identity
             host = split_port(chosen, "address")[0]
         new = moved(identity, host)
-        write_identity(self._config.identity_file, new)
-        self._identity = new
+        self._write_identity(new)
         log.warning("address_changed", old=identity.advertise_addr, new=new.advertise_addr)
         return new
 
@@ -236,24 +240,53 @@ class Place(Parts):
             await membership.close()
 
     @override
-    async def _change_role(self, wanted: str) -> None:
-        """Become what the cluster wants this node to be; tried until it is so."""
+    def _has_role(self, wanted: str) -> bool:
+        identity, manager = self._identity, self._manager
+        if identity is None or identity.role != wanted or not self._is_taken_up:
+            return False
+        # Whoever was demoted and promoted again before it noticed is none of the group any more.
+        return manager is None or not manager.raft.is_removed
+
+    @override
+    async def _change_role(self) -> None:
+        pause = ROLE_RETRY_SECONDS
         while True:
             async with self._changing:
-                identity, credentials = self._identity, self._credentials
-                if identity is None or credentials is None or identity.role == wanted:
+                identity, credentials, wanted = self._identity, self._credentials, self._wanted_role
+                if identity is None or credentials is None or self._has_role(wanted):
+                    self._role_problem = ""
                     return
                 try:
-                    if wanted == "manager":
-                        await self._become_manager(identity, credentials)
-                    else:
-                        await self._become_worker(identity, credentials)
-                except SwarmError as error:
-                    log.warning("role_not_taken", wanted=wanted, error=error.message)
+                    await self._step_towards(wanted, identity, credentials)
+                except (SwarmError, OSError) as error:
+                    self._role_problem = (
+                        f"this node is to be a {wanted} of the swarm and does not work as one yet: "
+                        f"{error}; it is tried again"
+                    )
+                    log.warning("role_not_taken", wanted=wanted, error=str(error))
                 else:
                     log.info("role_taken", role=wanted)
-                    return
-            await asyncio.sleep(ROLE_RETRY_SECONDS)
+                    continue
+            # No longer than it takes to see that the change was taken back.
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, ROLE_RETRY_SECONDS_MAX)
+
+    async def _step_towards(
+        self, wanted: str, identity: Identity, credentials: NodeCredentials
+    ) -> None:
+        """Do the next thing by which this node becomes what is wanted; each may be repeated."""
+        is_expelled = self._manager is not None and self._manager.raft.is_removed
+        if identity.role == "manager" and (
+            wanted == "worker" or self._is_leaving_group or is_expelled
+        ):
+            # Once begun it is brought to its end, also when it is taken back: the group has let
+            # this node go, so that it has to join it anew.
+            await self._become_worker(identity, credentials)
+        elif identity.role == wanted:
+            # What was written last time, and what could not be begun.
+            await self._take_up(identity, self._kek)
+        else:
+            await self._become_manager(identity, credentials)
 
     async def _become_manager(self, identity: Identity, credentials: NodeCredentials) -> None:
         """Get a manager's certificate, join the group as a learner, and begin to serve."""
@@ -284,9 +317,9 @@ class Place(Parts):
         )
         try:
             self._write_members(admission)
+            self._kek = Kek.parse(admission.unlock_key) if admission.unlock_key else None
             identity = msgspec.structs.replace(identity, role="manager")
-            write_identity(self._config.identity_file, identity)
-            self._identity = identity
+            self._write_identity(identity)
             # After the identity: a worker could not open a sealed key, a manager seals a clear one.
             await asyncio.to_thread(credentials.seal, membership.tls_key)
             await self._begin_manager(identity, membership, credentials)
@@ -310,15 +343,20 @@ class Place(Parts):
 
     async def _become_worker(self, identity: Identity, credentials: NodeCredentials) -> None:
         """Stop to be a manager, which the group has let go of already."""
+        self._is_leaving_group = True
         self._ensure_client()
         await self._stop_manager()
         await asyncio.to_thread(credentials.seal, None)
-        identity = msgspec.structs.replace(identity, role="worker")
-        write_identity(self._config.identity_file, identity)
-        self._identity = identity
+        self._write_identity(msgspec.structs.replace(identity, role="worker"))
+        self._is_leaving_group, self._kek = False, None
         self._clear_state()
         assert self._renewer is not None
         await self._renewer.renew_now()
+
+    def _write_identity(self, identity: Identity) -> None:
+        """Be this from now on, on the disk first."""
+        write_identity(self._config.identity_file, identity)
+        self._identity = identity
 
     async def _begin_manager(
         self, identity: Identity, membership: Membership, credentials: NodeCredentials
@@ -354,8 +392,8 @@ class Place(Parts):
         if identity.is_forced:
             if manager.is_alone:
                 await manager.forget_others()
-            self._identity = msgspec.structs.replace(identity, is_forced=False)
-            write_identity(self._config.identity_file, self._identity)
+            identity = msgspec.structs.replace(identity, is_forced=False)
+            self._write_identity(identity)
         self._watchdog = asyncio.create_task(self._reopen_when_broken(manager))
         if self.serve_tls is not None:
             self._begin(self._tell_address(), "address")
@@ -423,13 +461,21 @@ class Place(Parts):
         self._remotes = Remotes()
         self._is_locked = False
         self._kek = None
-        self._error = ""
+        self._error = self._role_problem = self._wanted_role = ""
+        self._is_leaving_group = False
         self._clear_all()
 
     def _clear_state(self) -> None:
-        """Drop the manager's state; volumes and images are the node's and stay."""
-        if self._config.raft_dir.exists():
-            shutil.rmtree(self._config.raft_dir)
+        """Drop the manager's state; volumes and images are the node's and stay.
+
+        Raises:
+            ResourceExhaustedError, UnavailableError: the disk failed.
+        """
+        try:
+            if self._config.raft_dir.exists():
+                shutil.rmtree(self._config.raft_dir)
+        except OSError as error:
+            raise disk_error(self._config.raft_dir, error) from error
 
     def _clear_all(self) -> None:
         """Drop all that a membership leaves, the manager's state and the certificate."""

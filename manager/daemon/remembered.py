@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import structlog
 
-from manager.daemon.identity import sync_directory
-from proto.errors import CorruptError
+from disk.replace import replace_file
 from proto.ids import NodeID
 from raft.core import Member, RaftID
+from raft.files import disk_error
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 
 class RememberedMember(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,25 +33,30 @@ _DECODER = msgspec.json.Decoder(tuple[RememberedMember, ...])
 
 
 def read_remembered(path: Path) -> tuple[RememberedMember, ...]:
-    """Return what `write_remembered` wrote; nothing if there is no file.
+    """Return what `write_remembered` wrote; nothing if there is no file, or a damaged one.
 
-    Raises:
-        CorruptError: it is not readable.
+    Nobody needs it who can do without it: a manager knows the others by its log, and what a worker
+    cannot find by it, it could not find without it either.
     """
     try:
         return _DECODER.decode(path.read_bytes())
     except FileNotFoundError:
         return ()
-    except msgspec.DecodeError as error:
-        raise CorruptError(str(path), 0, f"not a list of managers ({error})") from error
+    except (msgspec.DecodeError, OSError) as error:
+        log.warning("managers_file_damaged", path=str(path), error=str(error))
+        return ()
 
 
 def write_remembered(path: Path, members: Iterable[RememberedMember]) -> None:
-    """Write the file whole or not at all."""
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(tuple(members))))
-    temporary.rename(path)
-    sync_directory(path.parent)
+    """Write the file whole or not at all, durable on return.
+
+    Raises:
+        ResourceExhaustedError, UnavailableError: the disk failed.
+    """
+    try:
+        replace_file(path, msgspec.json.format(msgspec.json.encode(tuple(members))))
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def to_raft(members: Iterable[RememberedMember]) -> tuple[Member, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from disk.replace import replace_file
 from manager.lab.processes import ProcessRef
 from proto.errors import InvalidError, NotFoundError, UnavailableError
 
@@ -126,9 +127,7 @@ class LabFiles:
     def save(self, state: LabState) -> None:
         """Write a lab's state, whole or not at all."""
         path = self._run / state.name / "lab.json"
-        new = path.with_suffix(".new")
-        new.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
-        new.replace(path)
+        replace_file(path, msgspec.json.format(msgspec.json.encode(state)), mode=0o644)
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("proto", "raft", "scheduler", "manager", "worker", "overlay")
+PACKAGES = ("proto", "disk", "raft", "scheduler", "manager", "worker", "overlay")
 
 # Modules that decide: they may import only each other's kind and these parts of the library.
 PURE = (

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import structlog
 
+from disk.replace import replace_file
 from proto.errors import ConflictError, CorruptError, InvalidError
 from worker.diskspace import FULL_ERRNOS
 from worker.files import kernel, tree
@@ -191,17 +192,10 @@ class Disk:
         return [path.name for path in left_over]
 
     def _replace(self, path: Path, data: bytes) -> None:
+        # In the scratch directory: whatever else is among the blobs is one.
         handle, name = tempfile.mkstemp(dir=self.scratch)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        os.close(handle)
+        replace_file(path, data, temporary=Path(name))
 
 
 def _locked(root: Path) -> int:
@@ -214,11 +208,3 @@ def _locked(root: Path) -> int:
             f"the image store {root} is in use by another process; stop that one first"
         ) from error
     return lock
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

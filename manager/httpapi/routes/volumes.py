@@ -18,7 +18,13 @@ from manager.httpapi.filters import (
 )
 from manager.httpapi.requests import CLOCK, backend_of, flag, json_body, json_response
 from manager.httpapi.versions import negotiated
-from proto.errors import InUseError, InvalidError, NotFoundError, NotImplementedYetError
+from proto.errors import (
+    InUseError,
+    InvalidError,
+    NotFoundError,
+    NotImplementedYetError,
+    RuntimeFailedError,
+)
 from worker.files import tree
 from worker.volumes import DATA
 
@@ -79,6 +85,9 @@ async def remove(request: web.Request) -> web.StreamResponse:
         if flag(request, "force"):
             return web.Response(status=204)
         raise
+    except RuntimeFailedError:
+        # Its record is damaged: to remove it is the way out that it names.
+        pass
     users = backend.volumes_in_use().get(name, ())
     if users:
         raise InUseError(f"remove {name}: volume is in use - [{', '.join(users)}]")
