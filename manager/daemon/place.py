@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 
 import msgspec
 import structlog
@@ -52,6 +51,7 @@ from proto.ids import NodeID
 from raft.files import disk_error
 from raft.keys import Kek
 from raft.transport.identity import MANAGER_ROLE
+from worker.files import tree
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -472,8 +472,7 @@ class Place(Parts):
             ResourceExhaustedError, UnavailableError: the disk failed.
         """
         try:
-            if self._config.raft_dir.exists():
-                shutil.rmtree(self._config.raft_dir)
+            tree.remove(self._config.raft_dir)
         except OSError as error:
             raise disk_error(self._config.raft_dir, error) from error
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from worker.files import tree
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_PREFIX = "swarm-lab-"
@@ -25,12 +25,10 @@ def remove_cgroup(parent: str) -> bool:
         top = hierarchy / parent.lstrip("/")
         if not top.is_dir():
             continue
-        for path, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    os.rmdir(path)  # noqa: PTH106 -- os.walk gives strings
-                except OSError:
-                    is_gone = False
+        try:
+            tree.remove_directories(top)
+        except OSError:
+            is_gone = False
     return is_gone
 
 

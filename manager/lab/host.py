@@ -11,8 +11,8 @@ lab share one.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +31,7 @@ from manager.lab.processes import (
 )
 from manager.lab.switch import CLIENT_ADDRESS, Switch
 from proto.errors import RuntimeFailedError
+from worker.files import tree
 
 __all__ = ["CLIENT_ADDRESS", "HOST_ADDRESS", "Host"]
 
@@ -190,12 +191,14 @@ class Host:
             self._switch.detach(self.name)
         wait_for(lambda: remove_cgroup(self.cgroup_parent), "the host's cgroups are in use")
         # A machine's /run is in its memory.
-        shutil.rmtree(self.run, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            tree.remove(self.run)
 
     def stop(self) -> None:
         """End everything in the host and remove what it leaves."""
         self.cut_power()
-        shutil.rmtree(self.root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            tree.remove(self.root)
 
     # ---------------------------------------------------------------- commands in it
 

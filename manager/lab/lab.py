@@ -22,6 +22,7 @@ from manager.lab.processes import ProcessRef, marked, marks, wait_for
 from manager.lab.state import LabFiles, LabState, check_name, plan
 from manager.lab.switch import Switch
 from proto.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from worker.files import tree
 
 # The program, and the package that brings it.
 _TOOLS = {
@@ -264,7 +265,7 @@ class Lab:
         for cgroup in named(self._cgroup_prefix):
             wait_for(lambda path=cgroup: remove_cgroup(f"/{path}"), f"cgroup {cgroup} is in use")  # type: ignore[misc]
         if self.data.exists():
-            shutil.rmtree(self.data)
+            tree.remove(self.data)
 
     # ---------------------------------------------------------------- trouble
 

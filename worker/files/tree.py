@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
 from worker.files import kernel
+
+T = TypeVar("T")
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # So often is a tree looked through again that somebody puts new entries into while it is removed.
@@ -137,8 +139,8 @@ def _empty(path: str | bytes | Path, dir_fd: int | None) -> None:
         os.close(top)
 
 
-def _empty_below(cursor: Cursor) -> None:
-    levels = [_unlinked("", cursor.fd)]
+def _empty_below(cursor: Cursor, *, keeps_files: bool = False) -> None:
+    levels = [_listed("", cursor.fd, keeps_files=keeps_files)]
     while levels:
         level = levels[-1]
         if level.directories:
@@ -152,10 +154,10 @@ def _empty_below(cursor: Cursor) -> None:
                 if error.errno not in _REPLACED:
                     raise
                 continue
-            levels.append(_unlinked(name, cursor.fd))
+            levels.append(_listed(name, cursor.fd, keeps_files=keeps_files))
             continue
         if not level.is_complete and level.removed:
-            levels[-1] = _unlinked(level.name, cursor.fd)
+            levels[-1] = _listed(level.name, cursor.fd, keeps_files=keeps_files)
             continue
         levels.pop()
         if levels:
@@ -163,8 +165,8 @@ def _empty_below(cursor: Cursor) -> None:
             levels[-1].removed += _is_removed(level.name, cursor.fd)
 
 
-def _unlinked(name: str, directory: int) -> _Level:
-    """Unlink what is no directory in an open one; list the directories."""
+def _listed(name: str, directory: int, *, keeps_files: bool) -> _Level:
+    """List the directories in an open one; unlink what is none, unless that is to be kept."""
     level = _Level(name, [], is_complete=True)
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -174,8 +176,9 @@ def _unlinked(name: str, directory: int) -> _Level:
                     break
                 level.directories.append(entry.name)
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(entry.name, dir_fd=directory)
+            if not keeps_files:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=directory)
     return level
 
 
@@ -192,15 +195,38 @@ def _is_removed(name: str, directory: int) -> bool:
     return True
 
 
-def files_below(top: int) -> Iterator[os.stat_result]:
-    """Visit everything below an open directory that is no directory itself.
+def remove_directories(path: str | Path) -> None:
+    """Remove a directory and those below it; files cannot be removed on their own (cgroups).
+
+    Raises:
+        OSError: one of them is in use, or was made meanwhile.
+    """
+    try:
+        top = os.open(path, DIRECTORY_FLAGS)
+        try:
+            with Cursor(top, crosses_mounts=False) as cursor:
+                _empty_below(cursor, keeps_files=True)
+        finally:
+            os.close(top)
+        Path(path).rmdir()
+    except FileNotFoundError:
+        return
+
+
+def walked(top: int, look: Callable[[int, list[str]], Iterable[T]]) -> Iterator[T]:
+    """Look at an open directory and each one below it, and yield what is seen.
 
     What goes while it is looked for is left out, and so is the rest of a tree whose directories
     are moved meanwhile: it serves for sizes, not for proofs.
+
+    Args:
+        top: where to begin.
+        look: gets an open directory and a list, to which it adds the names of the directories in
+            it that are to be looked at too.
     """
     with Cursor(top) as cursor, contextlib.suppress(MovedError):
         levels: list[list[str]] = [[]]
-        yield from _listed(cursor.fd, levels[0])
+        yield from look(cursor.fd, levels[0])
         while levels:
             if not levels[-1]:
                 levels.pop()
@@ -212,10 +238,11 @@ def files_below(top: int) -> Iterator[os.stat_result]:
             except OSError:
                 continue
             levels.append([])
-            yield from _listed(cursor.fd, levels[-1])
+            yield from look(cursor.fd, levels[-1])
 
 
-def _listed(directory: int, directories: list[str]) -> Iterator[os.stat_result]:
+def _files(directory: int, directories: list[str]) -> Iterator[os.stat_result]:
+    """Yield what is known of everything in a directory that is none itself."""
     with os.scandir(directory) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
@@ -232,6 +259,6 @@ def size_bytes(path: str) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     try:
-        return sum(status.st_blocks * _BLOCK_BYTES for status in files_below(top))
+        return sum(status.st_blocks * _BLOCK_BYTES for status in walked(top, _files))
     finally:
         os.close(top)

@@ -56,7 +56,7 @@ class Disk:
         try:
             for directory in (self.layers, self.blobs, self.scratch, self.kept):
                 directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-            self.clear(self.scratch.iterdir())
+            self._swept(self.scratch.iterdir())
             layout = root / "oci-layout"
             if not layout.exists():
                 self._replace(layout, _OCI_LAYOUT)
@@ -188,8 +188,23 @@ class Disk:
 
     def _sweep(self, directory: Path, needed: Collection[str]) -> list[str]:
         left_over = sorted(path for path in directory.iterdir() if path.name not in needed)
-        self.clear(self.set_aside(left_over))
+        if not left_over:
+            return []
+        try:
+            aside = self.set_aside(left_over)
+        except OSError as error:
+            log.warning("image_rest_not_removed", path=str(directory), error=str(error))
+            return []
+        self._swept(aside)
         return [path.name for path in left_over]
+
+    def _swept(self, paths: Iterable[Path]) -> None:
+        """Remove what is of no use. What stays is logged, for the next start: no reason to fail."""
+        for path in paths:
+            try:
+                self.clear([path])
+            except OSError as error:
+                log.warning("image_rest_not_removed", path=str(path), error=str(error))
 
     def _replace(self, path: Path, data: bytes) -> None:
         # In the scratch directory: whatever else is among the blobs is one.

@@ -10,12 +10,14 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from proto.errors import RuntimeFailedError
+from worker.files import tree
 
 MOUNT_POINT = Path("/sys/fs/cgroup")
 # Together about five seconds: a killed process may still be in the kernel's hands.
@@ -88,14 +90,24 @@ def oom_kills(layout: Layout, path: str) -> int:
 
 def processes(directory: Path) -> list[int]:
     """Return the PIDs in a cgroup and below it."""
-    found: list[int] = []
-    for parent, _, _ in os.walk(directory):
-        try:
-            text = Path(parent, "cgroup.procs").read_text()
-        except OSError:  # gone meanwhile, which the kernel says as ENOENT or ENODEV
-            continue
-        found.extend(int(line) for line in text.split())
-    return found
+    try:
+        top = os.open(directory, tree.DIRECTORY_FLAGS)
+    except FileNotFoundError:
+        return []
+    try:
+        return list(tree.walked(top, _processes_in))
+    finally:
+        os.close(top)
+
+
+def _processes_in(cgroup: int, below: list[str]) -> Iterator[int]:
+    # Gone meanwhile, which the kernel says as ENOENT or ENODEV.
+    with contextlib.suppress(OSError):
+        with os.scandir(cgroup) as entries:
+            below.extend(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        descriptor = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 -- a descriptor, not a path
+            yield from (int(line) for line in file.read().split())
 
 
 def remove(layout: Layout, path: str) -> None:
@@ -136,13 +148,10 @@ def _remove_stray(directory: Path) -> None:
 
 def _remove_once(directory: Path) -> bool:
     """Remove a cgroup and those below it; False while one is busy."""
-    for parent, _, _ in os.walk(directory, topdown=False):
-        try:
-            os.rmdir(parent)  # noqa: PTH106 -- os.walk gives a string
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return False
+    try:
+        tree.remove_directories(directory)
+    except OSError:
+        return False
     return True
 
 

@@ -336,7 +336,11 @@ class OciRuntime:
     def _list(self) -> list[tuple[ContainerState, LogConfig]]:
         result = []
         while self._leftovers:
-            removal.delete(self._root / self._leftovers.pop())
+            try:
+                removal.delete(self._root / self._leftovers.pop())
+            except RuntimeFailedError as error:
+                # It is nobody's, and no reason not to start; the next daemon tries again.
+                log.warning("container_rest_not_removed", error=error.message)
         for name in sorted(os.listdir(self._root)):  # noqa: PTH208 -- names, not paths
             if name.startswith("."):
                 continue

@@ -26,6 +26,7 @@ from proto.clock import Clock
 from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
 from worker.diskspace import full_disk
+from worker.files import tree
 from worker.runtime import conmon, spawn
 from worker.runtime.api import ContainerConfig, ContainerLimits, LogConfig, Probe
 from worker.runtime.conmon import Binaries
@@ -167,8 +168,6 @@ async def _try(
 def _clear(place: Path) -> None:
     """Remove what the trial made; whatever stays is removed by the next."""
     try:
-        shutil.rmtree(place)
-    except FileNotFoundError:
-        return
+        tree.remove(place)
     except OSError as error:
         log.warning("trial_not_removed", path=str(place), error=str(error))

@@ -8,10 +8,8 @@ runtime), last the directory by which the container is found again. Blocks; runs
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from proto.errors import RuntimeFailedError
 from proto.ids import ContainerID
+from worker.files import tree
 from worker.runtime import binds, cgroups, procfs, rootfs
 from worker.runtime.directory import ContainerDirectory, ProcessRecord
 
@@ -26,7 +25,6 @@ from worker.runtime.directory import ContainerDirectory, ProcessRecord
 _MONITOR_SECONDS_MAX = 2.0
 _KILLED_SECONDS_MAX = 2.0
 _BURIALS_MAX = 100
-_DELETIONS_MAX = 5
 _SCANS_MAX = 200
 _SCAN_PAUSE_SECONDS = 0.01
 _PROGRAMS = ("conmon", "crun", "runc")
@@ -150,17 +148,9 @@ def delete(path: Path) -> None:
     Raises:
         RuntimeFailedError: a file cannot be deleted.
     """
-    for attempt in range(_DELETIONS_MAX):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            if not path.exists():
-                return
-        except OSError as error:
-            # What a reader or a command made meanwhile is found the next time.
-            if error.errno != errno.ENOTEMPTY or attempt == _DELETIONS_MAX - 1:
-                raise RuntimeFailedError(
-                    f"{error.filename or path} cannot be deleted: {error.strerror}"
-                ) from error
-        else:
-            return
+    try:
+        tree.remove(path)
+    except OSError as error:
+        raise RuntimeFailedError(
+            f"{error.filename or path} in {path.name} cannot be deleted: {error.strerror}"
+        ) from error

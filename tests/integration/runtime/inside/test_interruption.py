@@ -5,6 +5,7 @@ nothing is left afterwards is checked by the fixtures.
 """
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 
 from proto.errors import RuntimeFailedError
+from worker.runtime import syscalls
 from worker.runtime.api import ContainerMount
 
 CREATION = [
@@ -118,6 +120,37 @@ async def test_killed_in_removal(make, die, wanted, step, place):
     assert not list((place / "containers").glob(".*"))
     await runtime.remove(wanted.id)
     assert await runtime.list_containers() == []
+
+
+async def test_what_cannot_be_deleted_stops_no_daemon(make, place):
+    """A rest of a container with something mounted in it is left, and tried by the next daemon."""
+    rest = place / "containers/.gone-x"
+    (rest / "busy").mkdir(parents=True)
+    syscalls.mount("small", str(rest / "busy"), "tmpfs", 0, "size=64k")
+    try:
+        (rest / "busy/precious").write_text("x")
+        assert await make().list_containers() == []
+        assert (rest / "busy/precious").exists()
+    finally:
+        syscalls.unmount(str(rest / "busy"))
+    assert await make().list_containers() == []
+    assert not rest.exists()
+
+
+async def test_deep_directories_are_removed(runtime, config, place):
+    """Deeper than Python's stack, in the container's own layer and in what a crash left."""
+    wanted = config("sleep 60")
+    await runtime.create(wanted)
+    (place / "containers/.gone-x").mkdir()
+    for top in (place / "containers" / wanted.id / "upper", place / "containers/.gone-x"):
+        here = os.open(top, os.O_RDONLY)
+        for _ in range(1600):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(here)
+    await runtime.remove(wanted.id)
 
 
 @pytest.mark.parametrize("step", CREATION)
