@@ -50,6 +50,9 @@ LOOPBACK_INDEX = 1
 
 _ATTRIBUTE = struct.Struct("=HH")
 _IFINFO = struct.Struct("=BxHiII")
+_IFA_FLAGS = 8
+# Temporary, duplicate, deprecated and tentative ones (linux/if_addr.h).
+_IFA_F_PASSING = 0x01 | 0x08 | 0x20 | 0x40
 _IFADDR = struct.Struct("=BBBBi")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 
@@ -86,6 +89,14 @@ class Address(msgspec.Struct, frozen=True):
 
     index: int
     interface: ipaddress.IPv4Interface
+
+
+class Address6(msgspec.Struct, frozen=True):
+    """An IPv6 address of a device; `is_lasting`: neither temporary, nor on its way in or out."""
+
+    index: int
+    interface: ipaddress.IPv6Interface
+    is_lasting: bool
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -278,6 +289,11 @@ def list_addresses() -> Message:
     return Message(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(socket.AF_INET, 0, 0, 0, 0))
 
 
+def list_addresses6() -> Message:
+    """Ask for every IPv6 address."""
+    return Message(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(socket.AF_INET6, 0, 0, 0, 0))
+
+
 def add_default_route(gateway: ipaddress.IPv4Address, index: int) -> Message:
     """Send everything that is not on the link's network to the gateway."""
     body = (
@@ -317,6 +333,19 @@ def parse_address(body: bytes) -> Address:
     found = dict(attributes(body[_IFADDR.size :]))
     packed = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
     return Address(index, ipaddress.IPv4Interface((packed, prefix_length)))
+
+
+def parse_address6(body: bytes) -> Address6:
+    """Read a RTM_NEWADDR reply of IPv6."""
+    _, prefix_length, flags, _, index = _IFADDR.unpack_from(body)
+    found = dict(attributes(body[_IFADDR.size :]))
+    packed = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
+    flags |= _integer(found.get(_IFA_FLAGS))
+    return Address6(
+        index,
+        ipaddress.IPv6Interface((packed, prefix_length)),
+        not flags & _IFA_F_PASSING,
+    )
 
 
 def parse_route(body: bytes) -> Route | None:

@@ -9,6 +9,8 @@ from typing import Any
 from manager.cli.convergence import Line, Step
 
 _BAR_WIDTH = 50
+# So many nodes are named, of those that are missing.
+NAMES_MAX = 8
 
 
 def is_rotated(cluster: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> bool:
@@ -17,9 +19,26 @@ def is_rotated(cluster: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -
 
 
 def _renewed(cluster: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> int:
-    wanted = cluster.get("TLSInfo") or {}
+    return sum(_has_renewed(cluster, node) for node in nodes)
+
+
+def _has_renewed(cluster: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
+    wanted, own = cluster.get("TLSInfo") or {}, _tls(node)
     issuer = ("CertIssuerSubject", "CertIssuerPublicKey")
-    return sum(all(one.get(key) == wanted.get(key) for key in issuer) for one in map(_tls, nodes))
+    return all(own.get(key) == wanted.get(key) for key in issuer)
+
+
+def missing(cluster: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Name the nodes that the end of a rotation waits for, those that are down as such."""
+    found = []
+    for node in nodes:
+        if _has_renewed(cluster, node):
+            continue
+        name = (node.get("Description") or {}).get("Hostname") or node.get("ID", "")
+        state = (node.get("Status") or {}).get("State", "")
+        found.append(str(name) if state == "ready" else f"{name} ({state or 'unknown'})")
+    more = len(found) - NAMES_MAX
+    return ", ".join(sorted(found)[:NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _tls(node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -42,6 +61,8 @@ def observe(cluster: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> S
         Line("  rotated TLS certificates", f" {_bar(renewed, len(nodes))}", is_bar=True),
         Line("  rotated CA certificates", f"  {_bar(trusting, len(nodes))}", is_bar=True),
     ]
+    names = missing(cluster, nodes) or "no node"
+    lines.append(Line("  waiting for", f"               {names}", is_bar=True))
     return Step(lines, is_done=is_over and trusting == len(nodes))
 
 

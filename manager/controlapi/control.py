@@ -200,8 +200,7 @@ class Control:
 
         def change(tx: Transaction) -> None:
             node = references.find_node(tx, ref)
-            # The roles alone: what was noted of it as a manager may be from before it was demoted.
-            if NodeRole.MANAGER in {node.role, node.spec.role}:
+            if self._is_manager(node):
                 raise ConflictError(
                     f"node {node.id} is a cluster manager and is a member of the raft cluster. "
                     "It must be demoted to worker before removal"
@@ -216,6 +215,13 @@ class Control:
             tx.update(msgspec.structs.replace(cluster, removed_nodes=removed))
 
         await self._store.update(change)
+
+    def _is_manager(self, node: Node) -> bool:
+        """Tell whether a node must not be removed because it is a manager, or is to be one.
+
+        The roles alone: what was noted of it as a manager may be from before it was demoted.
+        """
+        return NodeRole.MANAGER in {node.role, node.spec.role}
 
     # --- services ---------------------------------------------------------------------------
 

@@ -52,17 +52,33 @@ def join_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def resolve_listen(text: str) -> str:
-    """Check a listen address; "" means every address.
+def resolve_listen(text: str, machine: Sequence[InterfaceAddress] = ()) -> str:
+    """Choose where to listen; "" means every address, of both families.
 
     Raises:
-        InvalidError: it is not `IP[:port]`.
+        InvalidError: it is not `IP[:port]` or `interface[:port]`.
     """
     if not text:
         return LISTEN_DEFAULT
     host, port = split_port(text, "listen address")
+    host = _of_interface(host, machine) or host
     _check_ip(host, "listen address")
     return join_port(host, port)
+
+
+def resolve_data_path(text: str, machine: Sequence[InterfaceAddress]) -> str:
+    """Choose the address for the traffic of containers; "" leaves it to the advertised one.
+
+    Raises:
+        InvalidError: it is neither an address nor an interface.
+    """
+    if not text:
+        return ""
+    host = _of_interface(text, machine) or text.strip("[]")
+    _check_ip(host, "data path address")
+    if ipaddress.ip_address(host).is_unspecified:
+        raise InvalidError("data path address must be a non-zero IP address or a network interface")
+    return host
 
 
 def resolve_advertise(text: str, listen: str, machine: Sequence[InterfaceAddress]) -> str:
@@ -81,9 +97,9 @@ def resolve_advertise(text: str, listen: str, machine: Sequence[InterfaceAddress
         host, port = split_port(text, "advertise address")
         if not _has_port(text):
             port = listen_port
-        of_interface = [a.address for a in machine if a.interface == host]
+        of_interface = _of_interface(host, machine)
         if of_interface:
-            return join_port(of_interface[0], port)
+            return join_port(of_interface, port)
         _check_ip(host, "advertise address")
         if ipaddress.ip_address(host).is_unspecified:
             raise InvalidError(
@@ -95,6 +111,25 @@ def resolve_advertise(text: str, listen: str, machine: Sequence[InterfaceAddress
     return join_port(_only_address(machine), listen_port)
 
 
+def _of_interface(name: str, machine: Sequence[InterfaceAddress]) -> str:
+    """Return the address of an interface, IPv4 first; "" if there is no such interface.
+
+    Raises:
+        InvalidError: it has more than one of the family, so that it is not clear which is meant.
+    """
+    addresses = [a.address for a in machine if a.interface == name]
+    for family in ("IPv4", "IPv6"):
+        found = [one for one in addresses if (":" in one) is (family == "IPv6")]
+        if len(found) > 1:
+            raise InvalidError(
+                f"interface {name} has more than one {family} address ({' and '.join(found)}): "
+                "give the address itself"
+            )
+        if found:
+            return found[0]
+    return ""
+
+
 def _has_port(text: str) -> bool:
     """Tell a port from the last group of a bare IPv6 address."""
     after_bracket = text.rpartition("]")[2]
@@ -103,10 +138,9 @@ def _has_port(text: str) -> bool:
 
 def _only_address(machine: Sequence[InterfaceAddress]) -> str:
     candidates = [a for a in machine if ":" not in a.address] or list(machine)
+    # Both clients add: specify one with --advertise-addr.
     if not candidates:
-        raise InvalidError(
-            "could not find the system's IP address - specify one with --advertise-addr"
-        )
+        raise InvalidError("could not find the system's IP address")
     if len(candidates) > 1:
         listed = " and ".join(f"{a.address} on {a.interface}" for a in candidates[:2])
         kind = (
@@ -115,8 +149,7 @@ def _only_address(machine: Sequence[InterfaceAddress]) -> str:
             else f"multiple addresses on interface {candidates[0].interface}"
         )
         raise InvalidError(
-            "could not choose an IP address to advertise since this system has "
-            f"{kind} ({listed}) - specify one with --advertise-addr"
+            f"could not choose an IP address to advertise since this system has {kind} ({listed})"
         )
     return candidates[0].address
 

@@ -18,9 +18,11 @@ from manager.ca.issue import new_key_and_csr
 from manager.daemon.addresses import (
     join_port,
     resolve_advertise,
+    resolve_data_path,
     resolve_listen,
     split_port,
 )
+from manager.daemon.forcing import forced_identity, refuse_beside_force
 from manager.daemon.identity import Identity, remove_identity, write_identity
 from manager.daemon.machine import (
     Machine,
@@ -46,6 +48,7 @@ from manager.httpapi.backend import (
     JoinRequest,
 )
 from manager.nodeport.remotes import ManagerPeer, Remotes
+from manager.store import Transaction
 from proto.errors import (
     ConflictError,
     InvalidError,
@@ -93,7 +96,7 @@ class Changes(Place):
         """Begin a cluster of which this node is the manager; return its ID."""
         async with self._changing:
             if request.force_new_cluster and self._identity is not None:
-                return await self._force_new_cluster(self._identity)
+                return await self._force_new_cluster(self._identity, request)
             if self._identity is not None:
                 raise UnavailableError(_ALREADY_IN_SWARM)
             if request.force_new_cluster:
@@ -102,10 +105,10 @@ class Changes(Place):
                     "leave out --force-new-cluster"
                 )
             check_external_cas(request.spec)
-            listen_addr = resolve_listen(request.listen_addr)
-            advertise_addr = resolve_advertise(
-                request.advertise_addr, listen_addr, machine_addresses()
-            )
+            machine = machine_addresses()
+            listen_addr = resolve_listen(request.listen_addr, machine)
+            advertise_addr = resolve_advertise(request.advertise_addr, listen_addr, machine)
+            data_path_addr = resolve_data_path(request.data_path_addr, machine)
             # What an interrupted init or leave left behind belongs to no swarm.
             self._clear_all()
             membership, founding = await Membership.create(
@@ -122,8 +125,8 @@ class Changes(Place):
                 role="manager",
                 advertise_addr=advertise_addr,
                 listen_addr=listen_addr,
-                data_path_addr=request.data_path_addr,
-                is_own_address=is_own(advertise_addr, machine_addresses()),
+                data_path_addr=data_path_addr,
+                is_own_address=is_own(advertise_addr, machine),
             )
             try:
                 credentials = await asyncio.to_thread(
@@ -167,7 +170,9 @@ class Changes(Place):
         async with self._changing:
             if self._identity is not None:
                 raise UnavailableError(_ALREADY_IN_SWARM)
-            listen_addr = resolve_listen(request.listen_addr)
+            machine = machine_addresses()
+            listen_addr = resolve_listen(request.listen_addr, machine)
+            data_path_addr = resolve_data_path(request.data_path_addr, machine)
             joined, advertise_addr, key_pem = await self._ask_to_join(request, listen_addr)
             self._clear_all()
             identity = Identity(
@@ -176,8 +181,8 @@ class Changes(Place):
                 role="worker",
                 advertise_addr=advertise_addr,
                 listen_addr=listen_addr,
-                data_path_addr=request.data_path_addr,
-                is_own_address=is_own(advertise_addr, machine_addresses()),
+                data_path_addr=data_path_addr,
+                is_own_address=is_own(advertise_addr, machine),
             )
             try:
                 await self._enter(identity, joined, key_pem)
@@ -267,14 +272,21 @@ class Changes(Place):
             return self._manager is None or self._manager.is_voter
         return False
 
-    async def _force_new_cluster(self, identity: Identity) -> str:
-        """Make a cluster of this one manager out of what it has stored."""
+    async def _force_new_cluster(self, identity: Identity, request: InitRequest) -> str:
+        """Make a cluster of this one manager out of what it has stored.
+
+        Raises:
+            InvalidError: the request has an option that changes what is stored otherwise.
+            SwarmError: it could not be done; what is stored is taken up again.
+        """
         if identity.role != "manager":
             raise UnavailableError(
                 "this node is a worker: only a manager has the state that a new cluster needs"
             )
         if self._is_locked:
             raise LockedError
+        refuse_beside_force(request)
+        wanted = forced_identity(identity, request, machine_addresses())
         kek = self._kek
         if self._manager is not None:
             kek = self._manager.membership.unlock_key()
@@ -284,8 +296,8 @@ class Changes(Place):
         await self._drop_credentials()
         self._remotes = Remotes()
         # First: after a crash whoever takes this up finds what is left to be done.
-        identity = self._identity = msgspec.structs.replace(identity, is_forced=True)
-        write_identity(self._config.identity_file, identity)
+        self._write_identity(wanted)
+        identity = wanted
         try:
             await asyncio.to_thread(self._force_log, identity, kek)
         except SwarmError:
@@ -294,8 +306,30 @@ class Changes(Place):
             raise
         write_remembered(self._config.managers_file, ())
         await self._try_to_take_up(identity, kek)
+        assert self._manager is not None
+        await self._settle_forced(self._manager, identity, request)
         log.warning("new_cluster_forced", node_id=identity.node_id)
         return identity.node_id
+
+    @staticmethod
+    async def _settle_forced(manager: Manager, identity: Identity, request: InitRequest) -> None:
+        """Write what was asked for beside a new cluster into its rows."""
+        address = node_port_address(identity.advertise_addr)
+        if not manager.knows_address(identity.node_id, address, identity.advertise_addr):
+            await manager.admit(identity.node_id, address, identity.advertise_addr)
+        if request.data_path_port:
+
+            def change(tx: Transaction) -> None:
+                for cluster in tx.clusters:
+                    tx.update(
+                        msgspec.structs.replace(cluster, data_path_port=request.data_path_port)
+                    )
+
+            await manager.store.update(change)
+        cluster = manager.control.cluster()
+        if request.auto_lock and not cluster.spec.auto_lock_managers:
+            spec = msgspec.structs.replace(cluster.spec, auto_lock_managers=True)
+            await manager.control.update_cluster(cluster.version, spec)
 
     def _force_log(self, identity: Identity, kek: Kek | None) -> None:
         keys = KeyRing.open(

@@ -70,10 +70,15 @@ def machine_addresses() -> list[InterfaceAddress]:
     with NetlinkSocket() as route:
         links = [rtnetlink.parse_link(body) for body in route.dump(rtnetlink.list_links())]
         found = [rtnetlink.parse_address(body) for body in route.dump(rtnetlink.list_addresses())]
+        found6 = [
+            rtnetlink.parse_address6(body) for body in route.dump(rtnetlink.list_addresses6())
+        ]
+    both: list[rtnetlink.Address | rtnetlink.Address6] = [*found]
+    both += [address for address in found6 if address.is_lasting]
     names = {link.index: link.name for link in links if link.name != BRIDGE}
     return [
         InterfaceAddress(names[address.index], str(address.interface.ip))
-        for address in found
+        for address in both
         if address.index in names
         and not address.interface.ip.is_loopback
         and not address.interface.ip.is_link_local

@@ -122,6 +122,7 @@ class NodeControl(Control):
             credentials: of this manager, for an authority outside the cluster.
         """
         super().__init__(membership.store, clock, rng, credentials=credentials)
+        self._raft = membership.raft
         self._manager_statuses = manager_statuses
         self._seal = seal
 
@@ -135,6 +136,14 @@ class NodeControl(Control):
     def node(self, ref: str) -> Node:
         """Return one node, with what is observed of it now."""
         return _observed(super().node(ref), self._manager_statuses())
+
+    @override
+    def _is_manager(self, node: Node) -> bool:
+        """Ask the log too: whoever has left its group, and is down, is a manager by name only."""
+        members = {member.node_id for member in self._raft.membership.members}
+        return node.id in members or (
+            super()._is_manager(node) and node.status.state is not NodeState.DOWN
+        )
 
     @override
     async def update_cluster(self, *args: Any, **kwargs: Any) -> None:

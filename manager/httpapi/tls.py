@@ -358,8 +358,12 @@ def _room_for(connections_max: int) -> int:
 
 
 def _listen(listen_addr: str) -> socket.socket:
+    """Listen on an address; on both families where it is every one, as the node port does."""
     host, _, port = listen_addr.rpartition(":")
     host = host.strip("[]")
+    is_every = host in {"", "0.0.0.0", "::"}  # noqa: S104 -- the default of `--listen-addr`
+    if is_every and socket.has_dualstack_ipv6():
+        host = "::"
     try:
         if not 0 <= int(port) <= PORT_MAX:
             raise ValueError(port)  # noqa: TRY301 -- the same as what int() raises
@@ -376,6 +380,8 @@ def _listen(listen_addr: str) -> socket.socket:
     listening = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, number)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not is_every))
         listening.bind(address)
         listening.listen(BACKLOG)
     except OSError as error:

@@ -36,7 +36,8 @@ def _init(console: Console, flags: Flags, _arguments: list[str]) -> None:
     try:
         node_id = console.engine.post("/swarm/init", body)
     except DaemonError as error:
-        if any(text in error.reason for text in _NO_ADDRESS):
+        is_told = "--advertise-addr" in error.message
+        if not is_told and any(text in error.reason for text in _NO_ADDRESS):
             raise CommandError(f"{error.message} - specify one with --advertise-addr") from error
         raise
     console.line(f"Swarm initialized: current node ({node_id}) is now a manager.\n")

@@ -22,6 +22,14 @@ def _list(console: Console, flags: Flags, _arguments: list[str]) -> None:
     # Which node is this one is asked for only when there is something to mark.
     needs_self = nodes and not flags.is_on("quiet")
     swarm = (console.engine.get("/info").get("Swarm") or {}) if needs_self else {}
+    if (swarm.get("Cluster") or {}).get("RootRotationInProgress"):
+        from manager.cli.rootprogress import missing  # noqa: PLC0415 -- only then
+
+        names = missing(swarm["Cluster"], nodes)
+        console.warn(
+            f"the root certificate is being rotated; it waits for: {names or 'nobody'}. A node "
+            "that does not come back keeps the old root until it is removed (swarm node rm)"
+        )
     rows = node_rows(nodes, swarm)
     console.write(render(VIEW, rows, flags.text("format"), quiet=flags.is_on("quiet")))
 

@@ -185,3 +185,39 @@ def test_a_lone_locked_manager_is_unlocked_at_the_first_try(make_cluster):
     lone.api("m1", "POST", "/swarm/unlock", {"UnlockKey": key})
     assert lone.state("m1") == "active"
     assert not error_of(lone, "m1")
+
+
+def test_a_forced_cluster_has_what_was_asked_for_beside_it(make_cluster, eventually):
+    """The lock, the addresses and the port of the data path; the rest is refused by name."""
+    two = make_cluster("t2f", 2, 1, is_formed=False)
+    two.init("m1")
+    two.join("m2", "m1", two.tokens("m1")["Manager"])
+    two.lab.kill_daemon("m2")
+    address = two.host("m1").address
+    said = two.refused(
+        *("m1", "POST", "/swarm/init"),
+        {"ForceNewCluster": True, "SubnetSize": 26, "Availability": "drain"},
+    )
+    assert "--default-addr-pool-mask-length, --availability" in said
+    two.api(
+        *("m1", "POST", "/swarm/init"),
+        {
+            "ForceNewCluster": True,
+            "ListenAddr": "0.0.0.0:4377",
+            "DataPathPort": 4800,
+            "Spec": {"EncryptionConfig": {"AutoLockManagers": True}},
+        },
+    )
+    assert two.api("m1", "GET", "/swarm")["DataPathPort"] == 4800
+    assert two.nodes("m1")["m1"]["ManagerStatus"]["Addr"] == f"{address}:4377"
+    key = two.api("m1", "GET", "/swarm/unlockkey")["UnlockKey"]
+    assert key
+    token = two.tokens("m1")["Worker"]
+    request = two.join_request("w1", f"{address}:4377", token)
+    two.api("w1", "POST", "/swarm/join", request)
+    assert two.state("w1") == "active"
+    two.lab.kill_daemon("m1")
+    two.lab.start("m1")
+    assert two.state("m1") == "locked"
+    two.api("m1", "POST", "/swarm/unlock", {"UnlockKey": key})
+    eventually(lambda: two.nodes("m1")["w1"]["Status"]["State"] == "ready", what="w1 is ready")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from manager.cli.progress import ProgressDisplay
-from manager.cli.rootprogress import observe
+from manager.cli.rootprogress import NAMES_MAX, missing, observe
 
 OLD = {"TrustRoot": "old", "CertIssuerSubject": "s", "CertIssuerPublicKey": "1"}
 NEW = {"TrustRoot": "new", "CertIssuerSubject": "s", "CertIssuerPublicKey": "2"}
@@ -54,3 +54,20 @@ def test_the_bars_are_drawn_as_docker_draws_them() -> None:
     display = ProgressDisplay(is_terminal=False)
     assert "".join(map(display.show, lines)).startswith("desired root digest: sha256:")
     assert "".join(map(display.show, lines)) == ""
+
+
+def test_the_nodes_that_are_waited_for_are_named() -> None:
+    """Those that are down as such: they may have to be removed."""
+
+    def named(name: str, info: dict[str, str], state: str) -> dict[str, Any]:
+        description = {"Hostname": name, "TLSInfo": info}
+        return {"ID": f"id-{name}", "Description": description, "Status": {"State": state}}
+
+    wanted = cluster(BETWEEN, rotating=True)
+    some = [named("c", OLD, "ready"), named("a", OLD, "down"), named("b", BETWEEN, "ready")]
+    assert missing(wanted, some) == "a (down), c"
+    assert observe(wanted, some).lines[-1].text.strip() == "a (down), c"
+    assert not missing(wanted, some[2:])
+    many = [named(f"n{number:02}", OLD, "ready") for number in range(NAMES_MAX + 3)]
+    assert missing(wanted, many).endswith("n07 and 3 more")
+    assert missing(wanted, [{"ID": "x"}]) == "x (unknown)"

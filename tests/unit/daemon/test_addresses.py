@@ -5,12 +5,15 @@ import pytest
 from manager.daemon.addresses import (
     InterfaceAddress,
     resolve_advertise,
+    resolve_data_path,
     resolve_listen,
     split_port,
 )
 from proto.errors import InvalidError
 
 ONE = [InterfaceAddress("eth0", "10.0.0.5")]
+SAME = [*ONE, InterfaceAddress("eth0", "10.0.0.6")]
+SIX = [InterfaceAddress("eth2", "fd00::1"), InterfaceAddress("eth2", "fd00::2")]
 TWO = [*ONE, InterfaceAddress("eth1", "192.168.1.5")]
 
 
@@ -46,6 +49,9 @@ def test_split_port_refuses(text):
         ("eth1", "0.0.0.0:99", TWO, "192.168.1.5:99"),
         ("eth1:77", "0.0.0.0:99", TWO, "192.168.1.5:77"),
         ("1.2.3.4", "0.0.0.0:99", TWO, "1.2.3.4:99"),
+        ("", "0.0.0.0:99", [InterfaceAddress("eth0", "fd00::5")], "[fd00::5]:99"),
+        ("eth0", "0.0.0.0:99", [InterfaceAddress("eth0", "fd00::5"), *ONE], "10.0.0.5:99"),
+        ("eth0", "0.0.0.0:99", [InterfaceAddress("eth0", "fd00::5")], "[fd00::5]:99"),
     ],
 )
 def test_resolve_advertise(text, listen, machine, expected):
@@ -57,7 +63,10 @@ def test_resolve_advertise(text, listen, machine, expected):
     ("text", "machine", "sentence"),
     [
         ("", [], "could not find the system's IP address"),
-        ("", TWO, r"10\.0\.0\.5 on eth0 and 192\.168\.1\.5 on eth1.*--advertise-addr"),
+        ("", TWO, r"10\.0\.0\.5 on eth0 and 192\.168\.1\.5 on eth1\)$"),
+        ("eth0", SAME, r"eth0 has more than one IPv4 address \(10\.0\.0\.5 and 10\.0\.0\.6\)"),
+        ("eth0:99", SAME, "eth0 has more than one IPv4 address"),
+        ("eth2", SIX, r"eth2 has more than one IPv6 address \(fd00::1 and fd00::2\)"),
         ("eth9", TWO, "must be an IP address or a network interface"),
         ("0.0.0.0", TWO, "non-zero"),
     ],
@@ -74,3 +83,16 @@ def test_resolve_listen():
     assert resolve_listen("127.0.0.1") == "127.0.0.1:2377"
     with pytest.raises(InvalidError, match="listen address"):
         resolve_listen("example.com:2377")
+    assert resolve_listen("eth0:99", ONE) == "10.0.0.5:99"
+    with pytest.raises(InvalidError, match="eth0 has more than one IPv4 address"):
+        resolve_listen("eth0", SAME)
+
+
+def test_resolve_data_path():
+    """An address, an interface's, or none; nothing else."""
+    assert not resolve_data_path("", ONE)
+    assert resolve_data_path("eth0", ONE) == "10.0.0.5"
+    assert resolve_data_path("192.0.2.1", ONE) == "192.0.2.1"
+    for text in ("0.0.0.0", "::", "eth7"):
+        with pytest.raises(InvalidError, match="data path address must be"):
+            resolve_data_path(text, ONE)

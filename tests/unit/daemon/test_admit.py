@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from manager.daemon.manager import Manager
+from manager.daemon.membership import NodeControl
 from manager.store import Store
 from proto.clock import SystemClock
-from proto.errors import DeniedError, NotLeaderError, RemovedError, UnavailableError
-from proto.objects import Cluster, Node, NodeRole, NodeSpec
+from proto.errors import ConflictError, DeniedError, NotLeaderError, RemovedError, UnavailableError
+from proto.objects import Cluster, Node, NodeRole, NodeSpec, NodeState
 from raft.keys import KeyRing
 from raft.node import RaftNode
 
@@ -110,3 +111,27 @@ async def test_who_was_demoted_does_not_send_others_away(leader):
     """Only a manager leaves the group on its own word."""
     with pytest.raises(DeniedError, match="demoted is no manager"):
         await Manager.dismiss(leader, "demoted")
+
+
+@pytest.mark.parametrize("state", [NodeState.DOWN, NodeState.READY])
+async def test_who_has_left_the_group_is_removed_without_a_demotion(leader, state):
+    """`leave --force` and `node rm` go by the same membership; who is up may be on its way in."""
+    control = NodeControl(
+        leader,
+        random.Random(1),
+        SystemClock(),
+        seal=lambda: None,
+        manager_statuses=dict,
+        credentials=lambda: None,
+    )
+    left = leader.store.view().nodes.get("new")
+    status = msgspec.structs.replace(left.status, state=state)
+    await leader.store.update(lambda tx: tx.update(msgspec.structs.replace(left, status=status)))
+    if state is NodeState.READY:
+        with pytest.raises(ConflictError, match="must be demoted"):
+            await control.remove_node("new", force=True)
+        return
+    with pytest.raises(ConflictError, match="must be demoted"):
+        await control.remove_node("me", force=True)
+    await control.remove_node("new", force=False)
+    assert "new" not in leader.store.view().nodes
