@@ -462,6 +462,7 @@ def container_config(
         no_new_privileges=privileges.no_new_privileges,
         seccomp=_seccomp_mode(privileges.seccomp_mode),
         seccomp_profile=privileges.seccomp_profile,
+        apparmor="unconfined" if privileges.apparmor_mode == "disabled" else "default",
         sysctls=container.sysctls,
         ulimits=tuple((u.name, u.soft, u.hard) for u in container.ulimits),
         oom_score_adj=container.oom_score_adj,

@@ -81,6 +81,11 @@ def _integer(text: str, least: int, most: int) -> int:
     return int(text)
 
 
+def process_count(text: str) -> int:
+    """Read a limit of processes. No limit is -1 in a spec, where 0 is the node's own limit."""
+    return signed(text) or -1
+
+
 def unsigned(text: str) -> int:
     """Read a number from 0."""
     return _integer(text, 0, UINT64_MAX)

@@ -107,7 +107,11 @@ def _check_resources(resources: ResourceRequirements) -> None:
     limits, reservations = resources.limits, resources.reservations
     _check_amounts("limit", limits)
     _check_amounts("reservation", reservations)
-    _check_not_negative("pids limit", limits.pids)
+    if limits.pids < -1:
+        raise InvalidError(
+            f"the pids limit is {limits.pids}: give a number, -1 for no limit, 0 for the node's"
+        )
+    _check_not_negative("pids reservation", reservations.pids)
     for noun, limit, reserved in (
         ("CPU", limits.nano_cpus, reservations.nano_cpus),
         ("memory", limits.memory_bytes, reservations.memory_bytes),

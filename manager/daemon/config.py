@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from worker.runtime.spec import PIDS_DEFAULT
+
 
 class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one daemon.
@@ -18,6 +20,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
         runtime: "auto", "crun" or "runc".
         cgroup_parent: the control group below which every container has its own.
         pool: the subnet of the node's bridge, or "" to choose a free one.
+        pids_default: processes of a container whose service sets no limit; 0 gives it none.
         opens_ports_to_containers: whether containers may connect to managers' ports.
         raft_tick_seconds: an election takes 10 to 20 of them.
         has_lease_reads: the leading manager answers reads by its lease, without asking others.
@@ -30,6 +33,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = "auto"
     cgroup_parent: str = "/swarm"
     pool: str = ""
+    pids_default: int = PIDS_DEFAULT
     opens_ports_to_containers: bool = False
     raft_tick_seconds: float = 0.1
     has_lease_reads: bool = False

@@ -67,6 +67,13 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
         help="an election takes 10 to 20 of them (default: %(default)s)",
     )
     add(
+        "--default-pids-limit",
+        type=int,
+        default=default.pids_default,
+        metavar="N",
+        help="processes of a container whose service sets none (default: %(default)s; 0: no limit)",
+    )
+    add(
         "--open-ports-to-containers",
         action="store_true",
         help="let containers connect to the ports of swarm managers, this node's and others'",
@@ -82,6 +89,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
             parser.error(f"{name} {value}: must be an absolute path")
     if not options.cgroup_parent.startswith("/"):
         parser.error(f"--cgroup-parent {options.cgroup_parent}: must begin with /")
+    if options.default_pids_limit < 0:
+        parser.error(f"--default-pids-limit {options.default_pids_limit}: must be 0 or more")
     if not TICK_SECONDS_MIN <= options.raft_tick <= TICK_SECONDS_MAX:
         parser.error(
             f"--raft-tick {options.raft_tick}: must be {TICK_SECONDS_MIN} to {TICK_SECONDS_MAX} s"
@@ -94,6 +103,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[DaemonConfig, bool]:
         runtime=options.runtime,
         cgroup_parent=options.cgroup_parent,
         pool=options.bip,
+        pids_default=options.default_pids_limit,
         opens_ports_to_containers=options.open_ports_to_containers,
         raft_tick_seconds=options.raft_tick,
         has_lease_reads=options.lease_reads,
@@ -165,6 +175,7 @@ async def compose(config: DaemonConfig, clock: Clock) -> SwarmNode:
             config.run_dir,
             binaries,
             cgroup_parent=config.cgroup_parent,
+            pids_default=config.pids_default,
             clock=clock,
         ),
         runtime_facts=RuntimeFacts(

@@ -198,7 +198,7 @@ class GenericResource(Stored, frozen=True):
 
 
 class Resources(Stored, frozen=True):
-    """Amounts; 0 means none asked or no limit."""
+    """Amounts; 0 means none asked or no limit; of `pids` the node's own, and -1 no limit."""
 
     nano_cpus: int = 0
     memory_bytes: int = 0

@@ -44,7 +44,8 @@ class ContainerMount(Value, frozen=True):
 class ContainerLimits(Value, frozen=True):
     """Limits of the cgroup; 0 means none.
 
-    `swap_bytes` counts memory and swap together; None leaves it to the kernel.
+    `pids` 0 means the node's default, -1 none. `swap_bytes` counts memory and swap together; None
+    leaves it to the kernel.
     """
 
     nano_cpus: int = 0
@@ -105,6 +106,7 @@ class ContainerConfig(Value, frozen=True):
     no_new_privileges: bool = False
     seccomp: Literal["default", "unconfined", "custom"] = "default"
     seccomp_profile: bytes = b""
+    apparmor: Literal["default", "unconfined"] = "default"
     sysctls: Mapping[str, str] = {}
     ulimits: tuple[tuple[str, int, int], ...] = ()
     oom_score_adj: int = 0

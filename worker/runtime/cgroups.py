@@ -63,6 +63,13 @@ def detect(mount_point: Path = MOUNT_POINT) -> Layout:
     return Layout(1, tuple(roots), has_swap)
 
 
+def has_pids_limit(layout: Layout) -> bool:
+    """Tell whether the number of processes can be limited on this machine."""
+    if layout.version == 1:
+        return any("pids" in root.name.split(",") for root in layout.roots)
+    return "pids" in (layout.roots[0] / "cgroup.controllers").read_text().split()
+
+
 def directories(layout: Layout, path: str) -> list[Path]:
     """Return the existing directories of the cgroup `path` (`/swarm/<id>`)."""
     found = (root / path.lstrip("/") for root in layout.roots)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import resource
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from proto.ids import ContainerID
 from proto.logs import LogOptions, LogRecord
 from worker.diskspace import FULL_ERRNOS, full_disk
 from worker.runtime import (
+    apparmor,
     binds,
     capabilities,
     cgroups,
@@ -43,7 +45,7 @@ from worker.runtime.logs import LogReader
 from worker.runtime.monitor import Monitor
 from worker.runtime.prepare import Preparation
 from worker.runtime.rotation import Rotator
-from worker.runtime.spec import HostFacts
+from worker.runtime.spec import PIDS_DEFAULT, HostFacts
 from worker.runtime.threads import Threads
 from worker.runtime.watching import Watches
 
@@ -61,21 +63,36 @@ _ARCHITECTURES = {
 }  # fmt: skip
 
 
-def host_facts(layout: cgroups.Layout) -> HostFacts:
+_PROCESSORS = Path("/sys/devices/system/cpu")
+
+
+def host_facts(
+    layout: cgroups.Layout, *, pids_default: int = PIDS_DEFAULT, apparmor_profile: str = ""
+) -> HostFacts:
     """Gather what containers' configurations depend on."""
     status = Path("/proc/self/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:"))
     uname = os.uname()
     major, minor = uname.release.split("-")[0].split("+")[0].split(".")[:2]
     found = (shutil.which(name) for name in _INIT_PROGRAMS)
+    owned = capabilities.from_mask(int(mask, 16))
+    own_hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return HostFacts(
         cgroup_version=layout.version,
         has_swap_limit=layout.has_swap_limit,
-        capabilities=capabilities.from_mask(int(mask, 16)),
+        capabilities=owned,
         architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()),
         kernel=(int(major), int(minor)),
         hostname=uname.nodename,
         init_path=next((path for path in found if path), ""),
+        throttle_paths=tuple(sorted(map(str, _PROCESSORS.glob("cpu[0-9]*/thermal_throttle")))),
+        # What cannot be limited is not, unless a service insists.
+        pids_default=pids_default if cgroups.has_pids_limit(layout) else 0,
+        # Only with this capability may a limit be higher than one's own.
+        files_max=None
+        if "CAP_SYS_RESOURCE" in owned or own_hard == resource.RLIM_INFINITY
+        else own_hard,
+        apparmor_profile=apparmor_profile,
     )
 
 
@@ -91,6 +108,7 @@ class OciRuntime:
         binaries: Binaries,
         *,
         cgroup_parent: str = "/swarm",
+        pids_default: int = PIDS_DEFAULT,
         clock: Clock | None = None,
     ) -> None:
         """Take over the containers below `root`.
@@ -100,6 +118,7 @@ class OciRuntime:
             run: for the runtime's own state; gone after a reboot.
             binaries: what `probe.probe` found.
             cgroup_parent: the cgroup under which each container has its own.
+            pids_default: processes of a container that asks for no limit; 0 gives it none.
             clock: the machine's, if not given.
         """
         self._root = root
@@ -109,7 +128,9 @@ class OciRuntime:
         self._cgroup_parent = cgroup_parent.rstrip("/")
         self._clock = clock or SystemClock()
         self._layout = cgroups.detect()
-        self._facts = host_facts(self._layout)
+        self._facts = host_facts(
+            self._layout, pids_default=pids_default, apparmor_profile=apparmor.load_default()
+        )
         self._boot_id = procfs.boot_id()
         self._monitor = Monitor()
         self._rotator = Rotator()

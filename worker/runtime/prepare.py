@@ -170,7 +170,10 @@ def seccomp_of(config: ContainerConfig, facts: spec.HostFacts) -> msgspec.Raw | 
     profile = config.seccomp_profile
     if config.seccomp == "default":
         try:
-            profile = seccomp.narrowed(Path(seccomp.DEFAULT_PROFILE_PATH).read_bytes())
+            profile = seccomp.narrowed(
+                Path(seccomp.DEFAULT_PROFILE_PATH).read_bytes(),
+                is_confined=config.apparmor == "default" and bool(facts.apparmor_profile),
+            )
         except FileNotFoundError as error:
             raise RuntimeFailedError(
                 f"the default seccomp profile {seccomp.DEFAULT_PROFILE_PATH} is missing "

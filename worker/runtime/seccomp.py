@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
 from proto.errors import InvalidError
+from proto.json_text import JsonError, decode_json
 
 DEFAULT_PROFILE_PATH = "/usr/share/containers/seccomp.json"
 DEFAULT_PROFILE_REMEDY = "apt-get install golang-github-containers-common"
@@ -42,11 +43,27 @@ _FOR_ADMINISTRATORS = (
 _CLONE_NAMESPACE_FLAGS = 0x7E020000
 _S390 = ("s390", "s390x")
 _FOR_NOBODY = ("add_key", "keyctl", "pivot_root", "request_key")
+# What containers-common still allows though nothing needs it; Docker does not name it. `syscall` is
+# a way round every other rule where it exists.
+_OBSOLETE = (
+    *("query_module", "readdir", "sigaction", "signal", "sigpending", "sigsuspend", "syscall"),
+    "timerfd",
+)
 _FOR_CAPABILITY = {
     "CAP_SYS_BOOT": ("reboot",),
     "CAP_SYS_NICE": ("get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node"),
+    "CAP_SYS_PTRACE": ("pidfd_getfd",),
 }
+# Either of them opens the kernel's log.
+_FOR_KERNEL_LOG = ("CAP_SYSLOG", "CAP_SYS_ADMIN")
+# Families of sockets. The kernel's own cryptography and the way to the hypervisor are no business
+# of a container, and their code has had holes; audit is its owner's.
+_AF_NETLINK, _AF_ALG, _AF_VSOCK, _AF_MAX = 16, 38, 40, 46
+_NETLINK_AUDIT, _NETLINK_MAX = 9, 32
+# Where the C library has no other call for sockets. Elsewhere only 32-bit programs know it.
+_SOCKETCALL_ARCHES = ("386", "s390", "s390x")
 _ALLOW, _REFUSE = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
+_EQUAL = "SCMP_CMP_EQ"
 
 # Distinct sets of capabilities on one node are few; each result is about 12 KiB of JSON.
 _CACHE_MAX = 32
@@ -89,17 +106,28 @@ class _Profile(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
 
 
-@functools.lru_cache(maxsize=1)
-def narrowed(profile: bytes) -> bytes:
+@functools.lru_cache(maxsize=2)
+def narrowed(profile: bytes, *, is_confined: bool = False) -> bytes:
     """Return containers-common's profile without what Docker's does not allow, in its format.
+
+    Args:
+        profile: containers-common's.
+        is_confined: whether AppArmor keeps the container from the families of sockets, too. A
+            filter cannot see which one `socketcall` asks for, so without that it is refused.
 
     Raises:
         InvalidError: the profile is not one.
     """
     parsed = _parsed(profile)
-    moved = {*_FOR_ADMINISTRATORS, *_FOR_NOBODY, "clone", "clone3"}
+    moved = {*_FOR_ADMINISTRATORS, *_FOR_NOBODY, *_OBSOLETE, "clone", "clone3", "syslog"}
+    if not is_confined:
+        moved.add("socketcall")
     moved.update(name for names in _FOR_CAPABILITY.values() for name in names)
-    rules = [_without(rule, moved) if _is_plain(rule) else rule for rule in parsed.syscalls]
+    rules = [
+        _without(rule, moved) if _is_plain(rule) else _without(rule, _OBSOLETE)
+        for rule in parsed.syscalls
+        if "socket" not in rule.names
+    ]
     rules += [
         _Rule(_REFUSE, _FOR_NOBODY, errnoRet=errno.EPERM),
         *_only_with("CAP_SYS_ADMIN", _FOR_ADMINISTRATORS),
@@ -109,7 +137,14 @@ def narrowed(profile: bytes) -> bytes:
             for rule in _only_with(name, _FOR_CAPABILITY[name])
         ),
         *_clone_rules(),
+        *(
+            _Rule(_ALLOW, ("syslog",), includes=_Condition(caps=(name,)))
+            for name in _FOR_KERNEL_LOG
+        ),
+        *_socket_rules(),
     ]
+    if not is_confined:
+        rules[:0] = _socketcall_rules(parsed)
     return msgspec.json.encode(msgspec.structs.replace(parsed, syscalls=tuple(rules)))
 
 
@@ -129,6 +164,53 @@ def _only_with(capability: str, names: tuple[str, ...]) -> tuple[_Rule, _Rule]:
     return (
         _Rule(_ALLOW, names, includes=condition),
         _Rule(_REFUSE, names, excludes=condition, errnoRet=errno.EPERM),
+    )
+
+
+def _socket_rules() -> Iterator[_Rule]:
+    """Yield what `socket` may ask for, family by family.
+
+    The kernel looks at 32 bits of an argument that has 64, a filter at all of them. So only "equal"
+    and "less" decide: 0x100000026 is greater than every family, and AF_ALG to the kernel.
+    """
+
+    def families(*allowed: int) -> Iterator[_Rule]:
+        for family in allowed:
+            yield _Rule(_ALLOW, ("socket",), args=(_Argument(0, family, _EQUAL),))
+
+    yield _Rule(_ALLOW, ("socket",), args=(_Argument(0, _AF_NETLINK, "SCMP_CMP_LT"),))
+    later = range(_AF_NETLINK + 1, _AF_MAX)
+    yield from families(*(family for family in later if family not in {_AF_ALG, _AF_VSOCK}))
+    for family in (_AF_ALG, _AF_VSOCK):
+        refused = (_Argument(0, family, _EQUAL),)
+        yield _Rule(_REFUSE, ("socket",), args=refused, errnoRet=errno.EAFNOSUPPORT)
+    for protocol in range(_NETLINK_MAX):
+        condition = _Condition()
+        if protocol == _NETLINK_AUDIT:
+            condition = _Condition(caps=("CAP_AUDIT_WRITE",))
+        argument = (_Argument(0, _AF_NETLINK, _EQUAL), _Argument(2, protocol, _EQUAL))
+        yield _Rule(_ALLOW, ("socket",), args=argument, includes=condition)
+
+
+def _socketcall_rules(profile: _Profile) -> tuple[_Rule, ...]:
+    """Refuse `socketcall`, which has to be said, and first.
+
+    libseccomp allows `socketcall` beside each `socket` that is allowed, for whatever family, unless
+    a rule for the whole call stands before. A rule that answers as the default does is dropped by
+    the runtimes, so this one answers otherwise.
+    """
+    other = errno.ENOSYS if profile.defaultErrnoRet == errno.EPERM else errno.EPERM
+    return (
+        _Rule(
+            _REFUSE,
+            ("socketcall",),
+            excludes=_Condition(arches=_SOCKETCALL_ARCHES),
+            errnoRet=other,
+        ),
+        *(
+            _Rule(_ALLOW, ("socketcall",), includes=_Condition(arches=(name,)))
+            for name in _SOCKETCALL_ARCHES
+        ),
     )
 
 
@@ -192,9 +274,9 @@ def resolve(
 
 def _parsed(profile: bytes) -> _Profile:
     try:
-        return msgspec.json.decode(profile, type=_Profile)
-    except msgspec.DecodeError as error:
-        raise InvalidError(f"the seccomp profile cannot be read: {error}") from error
+        return decode_json(profile, _Profile)
+    except JsonError as error:
+        raise InvalidError(f"the seccomp profile cannot be read: it {error}") from error
 
 
 def _architectures(table: tuple[_Architecture, ...], architecture: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ CPU_PERIOD_MICROSECONDS = 100_000
 CPU_QUOTA_MICROSECONDS_MIN = 1000
 SHM_BYTES = 64 << 20
 HOSTNAME_LENGTH = 12
+PIDS_DEFAULT = 4_096
 
 _MASKED_PATHS = (
     "/proc/acpi",
@@ -48,6 +49,10 @@ _READ_ONLY_PATHS = (
     "/proc/sys",
     "/proc/sysrq-trigger",
 )
+
+# What systemd gives services, and Docker with it: programs that want more than the first raise it
+# themselves, those that close or count all descriptors are spared a million, `select` stays right.
+_FILES_SOFT, _FILES_HARD = 1_024, 524_288
 
 # null, zero, full, random, urandom, tty, console, ptmx and the pseudo-terminals. Any
 # device may be made (mknod) but not opened, as Docker has it.
@@ -106,6 +111,11 @@ class HostFacts(msgspec.Struct, frozen=True):
         kernel: major and minor version.
         hostname: the machine's, for containers in the host's network.
         init_path: a static init program, "" if there is none.
+        throttle_paths: where the machine's processors tell how hot they are: who may read that
+            learns of what others compute.
+        pids_default: processes of a container that asks for no limit; 0 gives it none.
+        files_max: open files that the daemon may allow; None is any number.
+        apparmor_profile: what confines containers, "" where the kernel has no AppArmor.
     """
 
     cgroup_version: Literal[1, 2]
@@ -115,6 +125,10 @@ class HostFacts(msgspec.Struct, frozen=True):
     kernel: tuple[int, int] = (6, 1)
     hostname: str = "localhost"
     init_path: str = ""
+    throttle_paths: tuple[str, ...] = ()
+    pids_default: int = PIDS_DEFAULT
+    files_max: int | None = None
+    apparmor_profile: str = ""
 
 
 class BundlePaths(msgspec.Struct, frozen=True):
@@ -185,11 +199,16 @@ def process(config: ContainerConfig, facts: HostFacts, identity: Identity) -> di
         "noNewPrivileges": config.no_new_privileges,
         "oomScoreAdj": config.oom_score_adj,
     }
-    if config.ulimits:
-        result["rlimits"] = [
-            {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
-            for name, soft, hard in config.ulimits
-        ]
+    # Never the daemon's own: what a container may do must not depend on how that was started.
+    hard = _FILES_HARD if facts.files_max is None else min(_FILES_HARD, facts.files_max)
+    ulimits = {"nofile": (min(_FILES_SOFT, hard), hard)}
+    ulimits |= {name.lower(): (soft, hard) for name, soft, hard in config.ulimits}
+    result["rlimits"] = [
+        {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
+        for name, (soft, hard) in ulimits.items()
+    ]
+    if config.apparmor == "default" and facts.apparmor_profile:
+        result["apparmorProfile"] = facts.apparmor_profile
     return result
 
 
@@ -276,7 +295,7 @@ def _linux(
         "namespaces": namespaces,
         "cgroupsPath": paths.cgroup,
         "resources": resources(config.limits, facts),
-        "maskedPaths": _MASKED_PATHS,
+        "maskedPaths": (*_MASKED_PATHS, *facts.throttle_paths),
         "readonlyPaths": _READ_ONLY_PATHS,
     }
     if sysctls:
@@ -310,6 +329,7 @@ def resources(limits: ContainerLimits, facts: HostFacts) -> dict[str, object]:
         memory["swappiness"] = limits.memory_swappiness
     if memory:
         result["memory"] = memory
-    if limits.pids > 0:
-        result["pids"] = {"limit": limits.pids}
+    pids = limits.pids or facts.pids_default
+    if pids > 0:
+        result["pids"] = {"limit": pids}
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from manager.cli import parse_values as values
 from manager.cli.commands.common import DETACH, QUIET_PROGRESS
 from manager.cli.durations import parse_duration, parse_positive_duration
-from manager.cli.flags import Flag, decimal, signed, unsigned
+from manager.cli.flags import Flag, decimal, process_count, signed, unsigned
 from manager.cli.keyvalues import label
 from manager.cli.parse_mounts import parse_mount
 from manager.cli.parse_ports import parse_publish
@@ -103,9 +103,9 @@ COMMON: tuple[Flag, ...] = (
     Flag(
         "limit-pids",
         "int",
-        "Limit maximum number of processes (default 0 = unlimited)",
+        "Limit maximum number of processes (default that of the node, 0 = unlimited)",
         "",
-        signed,
+        process_count,
     ),
     Flag("log-driver", "string", "Logging driver for service"),
     Flag("log-opt", "list", "Logging driver options", "", values.environment, many=True),

@@ -20,6 +20,7 @@ from proto.errors import InvalidError
 INT64_MAX = 2**63 - 1
 Int64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX, le=INT64_MAX)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+Pids = Annotated[int, msgspec.Meta(ge=-1, le=INT64_MAX)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Unsupported = Any
 Strings = tuple[str, ...]
@@ -309,7 +310,7 @@ class WireAmounts(Wire, frozen=True):
 
     nano_cpus: Whole = 0
     memory_bytes: Whole = 0
-    pids: Whole = 0
+    pids: Pids = 0
     generic_resources: tuple[WireGeneric, ...] = ()
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from proto.ids import ContainerID
-from worker.runtime import spec
+from worker.runtime import apparmor, spec
 from worker.runtime.api import ContainerConfig, ContainerLimits, ContainerMount
 from worker.runtime.users import Identity
 
@@ -23,6 +23,12 @@ PATHS = spec.BundlePaths(
 FACTS = {
     "v1": spec.HostFacts(cgroup_version=1, hostname="machine", init_path="/usr/bin/tini-static"),
     "v2": spec.HostFacts(cgroup_version=2, hostname="machine", init_path="/usr/bin/tini-static"),
+    "apparmor": spec.HostFacts(
+        cgroup_version=2,
+        throttle_paths=("/sys/devices/system/cpu/cpu0/thermal_throttle",),
+        pids_default=0,
+        apparmor_profile=apparmor.PROFILE,
+    ),
 }
 PLAIN = ContainerConfig(id=ID, argv=("sleep", "1"), layers=("/layers/a",))
 FULL = ContainerConfig(
@@ -57,6 +63,7 @@ FULL = ContainerConfig(
     oom_score_adj=100,
 )
 CASES = {
+    "apparmor-v2": (PLAIN, FACTS["apparmor"], Identity(home="/root"), None),
     "plain-v1": (PLAIN, FACTS["v1"], Identity(additional_gids=(0,), home="/root"), None),
     "plain-v2": (PLAIN, FACTS["v2"], Identity(additional_gids=(0,), home="/root"), None),
     "full-v1": (FULL, FACTS["v1"], Identity(1000, 1000, (1000, 2000), "/home/web"), b"{}"),
@@ -75,3 +82,19 @@ def test_config(name: str):
     if os.environ.get("SWARM_REWRITE") == "1":
         file.write_bytes(text)
     assert file.read_bytes() == text
+
+
+def test_apparmor_profile():
+    """What the kernel is given where it has AppArmor, in the older language as well."""
+    file = HERE / "apparmor.profile"
+    if os.environ.get("SWARM_REWRITE") == "1":
+        file.write_text(apparmor.profile_text())
+    assert file.read_text() == apparmor.profile_text()
+    assert apparmor.profile_text() == "abi <abi/3.0>,\n\n" + apparmor.profile_text(has_abi=False)
+
+
+def test_a_container_may_be_unconfined():
+    """By `apparmor=unconfined` of its service."""
+    config = msgspec.structs.replace(PLAIN, apparmor="unconfined")
+    process = spec.process(config, FACTS["apparmor"], Identity())
+    assert "apparmorProfile" not in process

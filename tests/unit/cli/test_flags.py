@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from manager.cli.commands.service_flags import CREATE, UPDATE
 from manager.cli.errors import FLAG_EXIT_CODE
-from manager.cli.flags import Flag, FlagError, parse, unsigned
+from manager.cli.flags import Flag, FlagError, parse, process_count, unsigned
 
 FLAGS = (
     Flag("detach", "", "", "d"),
@@ -91,3 +91,9 @@ def test_names_are_unique(flags: tuple[Flag, ...]) -> None:
     letters = [flag.short for flag in flags if flag.short]
     assert len(names) == len(set(names))
     assert len(letters) == len(set(letters))
+
+
+@pytest.mark.parametrize(("text", "pids"), [("0", -1), ("-1", -1), ("9", 9)])
+def test_no_limit_of_processes_is_said(text: str, pids: int) -> None:
+    """A limit that is left out is the node's own, so "none" must be another number."""
+    assert process_count(text) == pids

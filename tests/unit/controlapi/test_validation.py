@@ -144,7 +144,7 @@ def with_resources(spec: ServiceSpec, **values: Any) -> ServiceSpec:
         ({"limits": Resources(memory_bytes=-4)}, "memory value -4"),
         ({"limits": Resources(nano_cpus=999_999)}, r"cpu value 0\.000999999 of a.*at least 0\.001"),
         ({"reservations": Resources(nano_cpus=-1)}, r"cpu value -1e-09 of a reservation"),
-        ({"limits": Resources(pids=-1)}, "pids limit is -1: it cannot be negative"),
+        ({"limits": Resources(pids=-2)}, "pids limit is -2: give a number, -1 for no limit"),
         (
             {
                 "limits": Resources(memory_bytes=8 * MIB),

@@ -161,3 +161,71 @@ def test_the_default_profile_is_no_wider_than_docker_s() -> None:
     assert argument.get("valueTwo", 0) == 0
     for name in ("read", "execve", "ptrace"):
         assert actions(plain, name) == [("SCMP_ACT_ALLOW", None, None)]
+
+
+OPERATORS = {
+    "SCMP_CMP_EQ": lambda value, rule: value == rule["value"],
+    "SCMP_CMP_LT": lambda value, rule: value < rule["value"],
+    "SCMP_CMP_MASKED_EQ": lambda value, rule: value & rule["value"] == rule.get("valueTwo", 0),
+}
+
+
+def is_allowed(document: dict[str, object], name: str, *arguments: int) -> bool:
+    """Tell what a filter answers to a call; a rule fits if all its arguments do."""
+    return any(
+        action == "SCMP_ACT_ALLOW"
+        and all(OPERATORS[arg["op"]](arguments[arg["index"]], arg) for arg in rules or ())
+        for action, _, rules in actions(document, name)
+    )
+
+
+def default_filter(*caps: str, arch: str = "amd64", **more: bool) -> dict[str, object]:
+    """The filter of the default profile."""
+    narrowed = seccomp.narrowed(Path(seccomp.DEFAULT_PROFILE_PATH).read_bytes(), **more)
+    return resolved(narrowed, caps, arch)
+
+
+@pytest.mark.parametrize("caps", [(), capabilities.DEFAULT, capabilities.KERNEL])
+def test_sockets_of_two_families_are_nobody_s(caps: tuple[str, ...]) -> None:
+    """AF_ALG and AF_VSOCK, also with bits that the kernel does not look at; all others are free."""
+    document = default_filter(*caps)
+    alg, vsock = 38, 40
+    for family in range(46):
+        for high in (0, 1 << 32, 1 << 63):
+            found = is_allowed(document, "socket", high | family, 2, 0)
+            assert found is (family not in {alg, vsock} and not high), (family, high)
+    for family in (alg, vsock):
+        refused = [{"index": 0, "value": family, "op": "SCMP_CMP_EQ"}]
+        assert ("SCMP_ACT_ERRNO", 97, refused) in actions(document, "socket")
+
+
+def test_the_audit_of_the_kernel_is_written_to_with_its_capability_only() -> None:
+    """Whatever bits of the protocol the kernel does not look at."""
+    netlink, audit = 16, 9
+    for protocol in (audit, 1 << 32 | audit):
+        assert not is_allowed(default_filter(), "socket", netlink, 3, protocol)
+    assert is_allowed(default_filter("CAP_AUDIT_WRITE"), "socket", netlink, 3, audit)
+    assert is_allowed(default_filter(), "socket", netlink, 3, 0)
+
+
+def test_socketcall_is_no_way_round() -> None:
+    """A filter does not see what it asks for: only where AppArmor does, or nothing else exists."""
+    assert not is_allowed(default_filter(), "socketcall", 1, 0)
+    assert is_allowed(default_filter(is_confined=True), "socketcall", 1, 0)
+    assert is_allowed(default_filter(arch="s390x"), "socketcall", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [("pidfd_getfd", "CAP_SYS_PTRACE"), ("syslog", "CAP_SYSLOG"), ("syslog", "CAP_SYS_ADMIN")],
+)
+def test_calls_that_need_a_capability(name: str, capability: str) -> None:
+    """As with Docker."""
+    assert not is_allowed(default_filter(*capabilities.DEFAULT), name)
+    assert is_allowed(default_filter(capability), name)
+
+
+def test_calls_of_old_are_nobody_s() -> None:
+    """Docker does not name them."""
+    for name in ("syscall", "timerfd", "query_module", "readdir", "signal", "sigsuspend"):
+        assert not is_allowed(default_filter(*capabilities.KERNEL), name), name

@@ -295,16 +295,20 @@ def test_cgroup_versions(tmp_path: Path):
 @pytest.mark.parametrize(
     ("limits", "version", "expected"),
     [
-        (ContainerLimits(), 1, {}),
-        (ContainerLimits(nano_cpus=1), 1, {"cpu": {"period": 100000, "quota": 1000}}),
+        (ContainerLimits(), 1, {"pids": {"limit": 4096}}),
+        (ContainerLimits(nano_cpus=1, pids=-1), 1, {"cpu": {"period": 100000, "quota": 1000}}),
         (
-            ContainerLimits(nano_cpus=2_500_000_000),
+            ContainerLimits(nano_cpus=2_500_000_000, pids=-1),
             2,
             {"cpu": {"period": 100000, "quota": 250000}},
         ),
-        (ContainerLimits(memory_bytes=5, swap_bytes=-1), 1, {"memory": {"limit": 5, "swap": -1}}),
-        (ContainerLimits(memory_swappiness=0), 1, {"memory": {"swappiness": 0}}),
-        (ContainerLimits(memory_swappiness=0), 2, {}),
+        (
+            ContainerLimits(memory_bytes=5, swap_bytes=-1, pids=7),
+            1,
+            {"memory": {"limit": 5, "swap": -1}, "pids": {"limit": 7}},
+        ),
+        (ContainerLimits(memory_swappiness=0, pids=-1), 1, {"memory": {"swappiness": 0}}),
+        (ContainerLimits(memory_swappiness=0, pids=-1), 2, {}),
         (ContainerLimits(pids=-1), 2, {}),
         (ContainerLimits(pids=5), 2, {"pids": {"limit": 5}}),
     ],
@@ -314,6 +318,32 @@ def test_limits(limits: ContainerLimits, version: int, expected: dict[str, objec
     facts = spec.HostFacts(cgroup_version=2 if version == 2 else 1)
     found = spec.resources(limits, facts)
     assert {name: value for name, value in found.items() if name != "devices"} == expected
+
+
+def test_a_node_may_give_its_containers_no_limit_of_processes():
+    """By the daemon's option; what a service asks for counts all the same."""
+    facts = spec.HostFacts(cgroup_version=2, pids_default=0)
+    assert "pids" not in spec.resources(ContainerLimits(), facts)
+    assert spec.resources(ContainerLimits(pids=9), facts)["pids"] == {"limit": 9}
+
+
+def test_open_files_are_not_the_daemon_s():
+    """A container has the usual limits, whatever the daemon's are; a service changes them."""
+    facts = spec.HostFacts(cgroup_version=2)
+    usual = {"type": "RLIMIT_NOFILE", "soft": 1_024, "hard": 524_288}
+    few = spec.HostFacts(cgroup_version=2, files_max=900)
+    core = {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}
+
+    assert spec.process(config(), facts, Identity())["rlimits"] == [usual]
+    assert spec.process(config(), few, Identity())["rlimits"] == [
+        {"type": "RLIMIT_NOFILE", "soft": 900, "hard": 900}
+    ]
+    more = config(ulimits=(("core", 0, 0),))
+    assert spec.process(more, facts, Identity())["rlimits"] == [usual, core]
+    other = config(ulimits=(("nofile", 5, 6),))
+    assert spec.process(other, facts, Identity())["rlimits"] == [
+        {"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}
+    ]
 
 
 def test_swap_that_cannot_be_limited():

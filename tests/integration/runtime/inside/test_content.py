@@ -1,7 +1,10 @@
 """What a container sees: its files, rights, limits and mounts."""
 
 import asyncio
+import platform
+import resource
 import stat
+import sys
 from pathlib import Path
 
 import msgspec
@@ -17,6 +20,7 @@ needs_controllers = pytest.mark.skipif(
     IS_VERSION_2 and "memory" not in Path("/sys/fs/cgroup/cgroup.controllers").read_text(),
     reason="the controllers belong to version 1 on this machine",
 )
+HAS_PIDS = cgroups.has_pids_limit(cgroups.detect())
 
 
 async def test_identity_and_environment(run, config):
@@ -100,6 +104,63 @@ async def test_filter_refuses(run, config):
     code, output = await run(config("mount -t tmpfs none /data"))
     assert code != 0
     assert "ermitted" in output or "denied" in output
+
+
+SOCKETS = """
+import ctypes, errno, socket
+ctypes.CDLL(None, use_errno=True)
+call = ctypes.CDLL(None, use_errno=True).syscall
+number = {"x86_64": 41, "aarch64": 198}[__import__("platform").machine()]
+for family in (socket.AF_INET, 38, 40, 1 << 32 | 38, 1 << 32 | 40):
+    found = call(ctypes.c_long(number), ctypes.c_ulong(family), ctypes.c_long(2), ctypes.c_long(0))
+    print("open" if found >= 0 else errno.errorcode[ctypes.get_errno()])
+"""
+
+
+async def test_sockets_of_the_kernel_s_cryptography_and_of_the_hypervisor(run, config):
+    """Are refused by a real filter, also with bits that the kernel does not look at."""
+    code, output = await run(
+        config(
+            f"chroot /host {sys.executable} -c '{SOCKETS}'",
+            mounts=(ContainerMount(type="bind", target="/host", source="/", read_only=True),),
+        )
+    )
+    assert code == 0, output
+    assert output.split() == ["open", "EAFNOSUPPORT", "EAFNOSUPPORT", "ENOSYS", "ENOSYS"]
+
+
+SOCKETCALL = """
+import ctypes, mmap, struct
+area = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | 0x40, prot=7)
+address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+code = bytes.fromhex("53 b866000000 bb01000000 89f9 cd80 5b c3")
+area[0:len(code)] = code
+call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint)(address)
+for family in (2, 38, 40):
+    area[256:268] = struct.pack("III", family, 5 if family == 38 else 1, 0)
+    print(call(address + 256))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="is written for this machine")
+async def test_the_call_of_old_programs_for_sockets_is_no_way_round(run, config):
+    """What a program of 32 bits asks for in its memory no filter sees, so it may not ask so."""
+    code, output = await run(
+        config(
+            f"chroot /host {sys.executable} -c '{SOCKETCALL}'",
+            mounts=(ContainerMount(type="bind", target="/host", source="/", read_only=True),),
+        )
+    )
+    assert code == 0, output
+    assert output.split() == ["-1", "-1", "-1"]
+
+
+async def test_open_files_are_not_those_of_the_daemon(run, config):
+    """Whoever started the daemon, a container has the usual limits, or what may be allowed."""
+    _, output = await run(config("ulimit -Sn; ulimit -Hn"))
+    soft, hard = map(int, output.split())
+    assert soft == 1_024
+    assert hard in {524_288, resource.getrlimit(resource.RLIMIT_NOFILE)[1]}
 
 
 async def test_learnt_filter_is_the_same(runtime, config, place):
@@ -385,6 +446,17 @@ async def test_limits(runtime, config, cgroup_parent):
         controller, _, file = name.rpartition("/")
         path = Path("/sys/fs/cgroup", controller, relative, file)
         assert path.read_text().strip() == value
+
+
+@pytest.mark.skipif(not HAS_PIDS, reason="the controller belongs to version 1 on this machine")
+@pytest.mark.parametrize(("pids", "written"), [(0, "4096"), (-1, "max")])
+async def test_processes_are_limited_by_default(runtime, config, cgroup_parent, pids, written):
+    """By the node's own limit, which -1 lifts."""
+    wanted = config("sleep 60", limits=ContainerLimits(pids=pids))
+    await runtime.create(wanted)
+    relative = f"{cgroup_parent.strip('/')}/{wanted.id}/pids.max"
+    folder = "" if IS_VERSION_2 else "pids"
+    assert Path("/sys/fs/cgroup", folder, relative).read_text().strip() == written
 
 
 @needs_controllers
