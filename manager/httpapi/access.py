@@ -63,7 +63,7 @@ async def only_managers(request: web.Request, handler: Handler) -> web.StreamRes
     if resource is not None and resource.canonical in JOIN_PATHS:
         await _read_small_body(request)
         return await handler(request)
-    caller = request[CALLER] = _checked_caller(request)
+    caller = request[CALLER] = await _checked_caller(request)
     if request.method not in _ONLY_READ:
         # What was begun is done; it was asked for by who was a manager.
         return await handler(request)
@@ -119,13 +119,31 @@ async def _read_small_body(request: web.Request) -> None:
     await request.read()  # kept: whoever reads it again gets the same
 
 
-def _checked_caller(request: web.Request) -> Identity:
+async def _checked_caller(request: web.Request) -> Identity:
     tls = request.transport.get_extra_info("ssl_object") if request.transport else None
     identity = peer_identity(tls) if isinstance(tls, ssl.SSLObject) else None
     if identity is None:
         raise DeniedError(_ONLY_MANAGERS)
-    _check_now(request, identity)
+    await _check_proven(request, identity)
     return identity
+
+
+async def _check_proven(request: web.Request, identity: Identity) -> None:
+    """Raise the reason why a caller is no manager: of a state that is proven to be the newest.
+
+    This manager may have been cut off, or not been told yet of one that the others let in.
+
+    Raises:
+        DeniedError: it is none.
+        UnavailableError: this is not known now.
+    """
+    try:
+        _check_now(request, identity)
+    except DeniedError:
+        backend = backend_of(request)
+        check_manager(identity, backend.control().cluster().id, request.app[CLOCK].wall())
+        await backend.read_barrier()
+        _check_now(request, identity)
 
 
 def _check_now(request: web.Request, identity: Identity) -> None:

@@ -138,7 +138,7 @@ class Forwarder:
         return self._pause_seconds_max
 
     def _given_up(self, step: Step, sentence: str) -> UnavailableError:
-        if step is Step.STOP_IN_DOUBT and sentence:
+        if step is Step.STOP_IN_DOUBT and sentence and not self._peers.is_majority_lost:
             return UnavailableError(in_doubt(sentence))
         reason = no_leader(self._peers.quorum())
         return UnavailableError(in_doubt(reason) if step is Step.STOP_IN_DOUBT else reason)

@@ -262,6 +262,7 @@ async def test_whoever_knows_that_a_majority_is_gone_does_not_wait_for_an_electi
     managers.all["m1"].before_change = hang
     answer = await managers.ask("m2", "POST", "/services/create", spec())
     assert answer.status == 503
+    assert "1 of 3 managers reachable, and it takes 2" in answer.message
     assert "whether the change was made is not known" in answer.message
 
 
