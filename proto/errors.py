@@ -9,6 +9,11 @@ scheduler's "no suitable node") is a value, not one of these; a *bug* is an `Ass
 
 from __future__ import annotations
 
+from proto.text import CUT_MARK
+
+# Of an error's text, whatever it quotes: it goes into logs, tasks and answers.
+MESSAGE_CHARACTERS_MAX = 16_384
+
 
 class SwarmError(Exception):
     """Base of all errors that may be shown to a user; `message` is a whole sentence."""
@@ -16,7 +21,9 @@ class SwarmError(Exception):
     http_status: int = 500
 
     def __init__(self, message: str) -> None:
-        """Keep the sentence."""
+        """Keep the sentence, of which no reader wants more than a few pages."""
+        if len(message) > MESSAGE_CHARACTERS_MAX:
+            message = message[:MESSAGE_CHARACTERS_MAX] + CUT_MARK
         super().__init__(message)
         self.message = message
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 CUT_MARK = "…"
 """The last character of a text that was cut."""
 
+QUOTED_CHARACTERS_MAX = 200
+"""So much of what somebody sent is enough to know it again."""
+
 
 def printable(text: str, characters_max: int | None = None) -> str:
     r"""Return a text as one line that a terminal shows and does not obey.
@@ -56,6 +59,11 @@ def printable_json(text: str) -> str:
 def _json_escape(letter: str) -> str:
     units = letter.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def quoted(text: str) -> str:
+    """Return a text from anywhere for a sentence: in double quotes, printable, not too long."""
+    return f'"{printable(text, QUOTED_CHARACTERS_MAX)}"'
 
 
 def _shown(character: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -30,6 +31,7 @@ from proto.objects import (
     Platform,
     ResourceRequirements,
 )
+from proto.text import quoted
 from worker.api import Assignment
 from worker.images.api import Image, ImageConfig
 from worker.runtime.api import ContainerConfig, ContainerLimits, ContainerMount, LogConfig
@@ -43,6 +45,23 @@ INTERNAL_LABEL_PREFIX = "swarm.worker."
 PREPARED_LABEL = INTERNAL_LABEL_PREFIX + "prepared"
 _SWARM_LABEL_PREFIX = "com.docker.swarm."
 
+# Files of /proc that may be replaced, as tools do which show a container its own limits.
+_PROC_TARGETS = frozenset(
+    "/proc/" + name
+    for name in (
+        "cpuinfo",
+        "diskstats",
+        "loadavg",
+        "meminfo",
+        "net/dev",
+        "slabinfo",
+        "stat",
+        "swaps",
+        "sys/crypto/fips_enabled",
+        "sys/kernel/ns_last_pid",
+        "uptime",
+    )
+)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.IGNORECASE)
 # json-file's options that change nothing in the lines which a reader gets.
 _LOG_OPTIONS_WITHOUT_EFFECT = frozenset(
@@ -360,8 +379,7 @@ def _expanded(mount: Mount, templates: Templates) -> Mount:
 
 
 def _planned(mount: Mount, container_id: ContainerID) -> PlannedMount:
-    if not mount.target.startswith("/"):
-        raise InvalidError(f"invalid mount target, must be an absolute path: {mount.target!r}")
+    _check_target(mount)
     match mount.type:
         case "volume":
             request = VolumeRequest(
@@ -379,6 +397,28 @@ def _planned(mount: Mount, container_id: ContainerID) -> PlannedMount:
             raise InvalidError(message)
         case "bind" | "tmpfs":
             return PlannedMount(mount=mount)
+
+
+def _check_target(mount: Mount) -> None:
+    """Refuse a target that would hide the container's root or what the kernel says of it.
+
+    Source: runc libcontainer/rootfs_linux.go (checkProcMount); an image's VOLUME is no exception.
+    """
+    if not mount.target.startswith("/"):
+        shown = quoted(mount.target)
+        raise InvalidError(f"invalid mount target, must be an absolute path: {shown}")
+    path = posixpath.normpath("/" + mount.target.lstrip("/"))
+    if path == "/":
+        message = f"invalid mount target {quoted(mount.target)}: it cannot be the root directory"
+        raise InvalidError(message)
+    if path != "/proc" and not path.startswith("/proc/"):
+        return
+    is_kernels = path == posixpath.normpath(mount.source) or path in _PROC_TARGETS
+    if mount.type != "bind" or not is_kernels:
+        raise InvalidError(
+            f"invalid mount target {quoted(mount.target)}: it is inside of /proc, where the kernel "
+            "tells of the container's processes; mount it elsewhere"
+        )
 
 
 def container_mount(planned: PlannedMount, volume: VolumePath | None) -> ContainerMount:

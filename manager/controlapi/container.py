@@ -14,9 +14,16 @@ import signal
 from manager.controlapi.names import check_image
 from proto import gotemplate
 from proto.errors import InvalidError
-from proto.objects import ContainerSpec, DNSConfig, HealthConfig, Mount, ServiceSpec, Ulimit
+from proto.objects import (
+    HEALTH_NS_MIN,
+    ContainerSpec,
+    DNSConfig,
+    HealthConfig,
+    Mount,
+    ServiceSpec,
+    Ulimit,
+)
 
-HEALTH_NS_MIN = 1_000_000
 OOM_SCORE_MAX = 1_000
 _HEALTH_TESTS = frozenset({"NONE", "CMD", "CMD-SHELL"})
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")

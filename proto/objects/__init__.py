@@ -24,6 +24,7 @@ from proto.objects.cluster import (
     spec_version_id,
 )
 from proto.objects.spec import (
+    HEALTH_NS_MIN,
     NANOSECONDS,
     ClusterSpec,
     ConfigReference,
@@ -64,6 +65,7 @@ from proto.objects.spec import (
 )
 
 __all__ = [
+    "HEALTH_NS_MIN",
     "NANOSECONDS",
     "Cluster",
     "ClusterSpec",

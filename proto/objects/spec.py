@@ -87,6 +87,13 @@ class Mount(Stored, frozen=True):
     tmpfs_options: tuple[tuple[str, ...], ...] = ()
 
 
+HEALTH_NS_MIN = 1_000_000
+"""The shortest time that a health check may have; 0 means the default.
+
+Source: Docker's Dockerfile reference and API.
+"""
+
+
 class HealthConfig(Stored, frozen=True):
     """A health check; an empty `test` means the image's own, ("NONE",) none."""
 

@@ -16,6 +16,7 @@ import msgspec
 
 from proto.errors import InvalidError
 from proto.json_text import JsonError, decode_json
+from proto.text import quoted
 from worker.images import manifests, references
 from worker.images.compression import Hashing, decompressed
 from worker.images.config import Parsed, Platform, parse_config
@@ -26,6 +27,12 @@ from worker.images.work import CHUNK_BYTES, Reader
 
 _DOCUMENT_BYTES_MAX = 8 * 1024 * 1024
 _INDEX_DEPTH_MAX = 4
+# Of the archive around the images: they are remembered while it is read.
+_ENTRIES_MAX = 100_000
+_NAMES_BYTES_MAX = 16 * 1024 * 1024
+# Of its images together, all of which may have the same large configuration.
+_IMAGES_MAX = 1_000
+_IMAGES_BYTES_MAX = 128 * 1024 * 1024
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -60,7 +67,7 @@ class Contents(msgspec.Struct, frozen=True):
         clean = _clean(name)
         file = self.find(clean) if clean is not None else None
         if file is None:
-            raise InvalidError(f'the archive has no file "{name}", which it refers to')
+            raise InvalidError(f"the archive has no file {quoted(name)}, which it refers to")
         return file
 
     def document(self, name: str) -> bytes:
@@ -74,7 +81,8 @@ class Contents(msgspec.Struct, frozen=True):
             InvalidError: it is missing, or its contents are others.
         """
         if not references.is_digest(descriptor.digest):
-            raise InvalidError(f'the archive has the digest "{descriptor.digest}", not of sha256')
+            shown = quoted(descriptor.digest)
+            raise InvalidError(f"the archive has the digest {shown}, not of sha256")
         file = self.need("blobs/" + descriptor.digest.replace(":", "/"))
         if file.digest != descriptor.digest:
             raise InvalidError(
@@ -119,11 +127,18 @@ def take_apart(source: Reader, directory: Path) -> Contents:
         decompressed(source, "the archive") as plain,
         members_of(plain, "the archive") as (archive, members),
     ):
+        names_bytes = 0
         for member in members:
+            names_bytes += len(member.name) + len(member.linkname)
+            if len(files) + len(links) >= _ENTRIES_MAX or names_bytes > _NAMES_BYTES_MAX:
+                raise InvalidError(
+                    f"the archive is no archive of images: it has more than {_ENTRIES_MAX} entries"
+                    f" or more than {_NAMES_BYTES_MAX} bytes of names"
+                )
             name = _clean(member.name)
             if name is None:
                 raise InvalidError(
-                    f'the archive has the entry "{member.name}", which leads out of it'
+                    f"the archive has the entry {quoted(member.name)}, which leads out of it"
                 )
             if member.isreg():
                 path = directory / str(len(files))
@@ -163,17 +178,37 @@ def _docker_images(contents: Contents) -> list[Loadable]:
     except JsonError as error:
         raise InvalidError(f"the archive's manifest.json cannot be read: it {error}") from error
     images: list[Loadable] = []
+    _check_count(len(entries))
     for entry in entries:
         config = contents.document(entry.config)
         layers = tuple(contents.need(name) for name in entry.layers or ())
         names = tuple(references.parse_tagged(tag) for tag in entry.repo_tags or ())
         images.append(_checked(config, layers, names=names))
+        _check_bytes(images)
     return images
+
+
+def _check_count(count: int) -> None:
+    if count > _IMAGES_MAX:
+        raise InvalidError(
+            f"the archive holds {count} images, more than {_IMAGES_MAX}; load fewer at a time"
+        )
+
+
+def _check_bytes(images: list[Loadable]) -> None:
+    """See that the images read so far do not fill the memory."""
+    total = sum(len(image.config) + len(image.manifest) for image in images)
+    if total > _IMAGES_BYTES_MAX:
+        raise InvalidError(
+            f"the configurations of the archive's images have more than {_IMAGES_BYTES_MAX} bytes"
+            " together; load fewer images at a time"
+        )
 
 
 def _oci_images(contents: Contents, platform: Platform) -> list[Loadable]:
     index = manifests.parse_manifest(contents.document("index.json"), "the archive")
     images: list[Loadable] = []
+    _check_count(len(index.manifests or ()))
     for entry in index.manifests or ():
         names = _names_of(entry.annotations or {})
         descriptor = entry
@@ -183,6 +218,7 @@ def _oci_images(contents: Contents, platform: Platform) -> list[Loadable]:
             manifest = manifests.parse_manifest(data, what)
             if not manifest.is_index:
                 images.append(_oci_image(contents, manifest, data, names))
+                _check_bytes(images)
                 break
             descriptor = manifests.choose_platform(manifest.manifests or (), platform, what)
         else:
@@ -256,7 +292,7 @@ def _write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path)
 def _read_document(file: File, name: str) -> bytes:
     if file.size > _DOCUMENT_BYTES_MAX:
         raise InvalidError(
-            f'the archive\'s file "{name}" has {file.size} bytes, '
+            f"the archive's file {quoted(name)} has {file.size} bytes, "
             f"more than the {_DOCUMENT_BYTES_MAX} that a document may have"
         )
     return file.path.read_bytes()

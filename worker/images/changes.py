@@ -15,6 +15,7 @@ import msgspec
 
 from proto.errors import InvalidError
 from proto.json_text import JsonError, decode_json
+from proto.objects import HEALTH_NS_MIN
 from worker.images.config import RawConfig, RawHealth
 
 _SHELL = ["/bin/sh", "-c"]
@@ -34,8 +35,6 @@ _UNITS_NS = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
-# Source: Docker's Dockerfile reference; shorter intervals are refused.
-_HEALTH_TIME_NS_MIN = 1_000_000
 
 
 def apply_changes(changes: Sequence[str], config: RawConfig | None = None) -> RawConfig:
@@ -196,7 +195,7 @@ def _health_option(health: RawHealth, option: str) -> None:
     if name not in fields:
         raise InvalidError(f"unknown flag: {name}")
     duration = parse_duration(value)
-    if 0 < duration < _HEALTH_TIME_NS_MIN:
+    if 0 < duration < HEALTH_NS_MIN:
         raise InvalidError(f"Interval {name!r} cannot be less than 1ms")
     setattr(health, fields[name], duration)
 

@@ -18,7 +18,8 @@ from typing_extensions import override
 from proto.errors import InvalidError
 from proto.ids import ImageID
 from proto.json_text import JsonError, decode_json
-from proto.objects import HealthConfig
+from proto.objects import HEALTH_NS_MIN, HealthConfig
+from proto.text import quoted
 from worker.images.api import HistoryEntry, ImageConfig
 
 _MACHINES = {
@@ -32,6 +33,9 @@ _MACHINES = {
     "riscv64": ("riscv64", ""),
     "s390x": ("s390x", ""),
 }
+# The last second of the year 9999, the last that RFC 3339 and Python can write.
+TIME_SECONDS_MAX = 253_402_300_799.0
+_INT64_MAX = (1 << 63) - 1
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
 
@@ -137,7 +141,8 @@ def parse_config(data: bytes, what: str) -> Parsed:
     diff_ids = tuple((raw.rootfs.diff_ids if raw.rootfs else None) or ())
     for diff_id in diff_ids:
         if not re.fullmatch(r"sha256:[a-f0-9]{64}", diff_id):
-            raise InvalidError(f'the configuration of {what} has the wrong layer ID "{diff_id}"')
+            shown = quoted(diff_id)
+            raise InvalidError(f"the configuration of {what} has the wrong layer ID {shown}")
     return Parsed(
         id=ImageID(digest_of(data)),
         config=_image_config(raw.config or RawConfig()),
@@ -223,8 +228,8 @@ def seconds_of(text: str | None) -> float:
     except ValueError:
         return 0.0
     seconds = moment.timestamp() + float(f"0.{fraction or 0}")
-    # Go's zero time, year 1, means "not set".
-    return max(seconds, 0.0)
+    # Go's zero time, year 1, means "not set"; a zone may lead beyond the last year there is.
+    return min(max(seconds, 0.0), TIME_SECONDS_MAX)
 
 
 def rfc3339(seconds: float) -> str:
@@ -253,12 +258,20 @@ def _health(raw: RawHealth | None) -> HealthConfig | None:
         return None
     return HealthConfig(
         test=tuple(raw.test or ()),
-        interval_ns=raw.interval,
-        timeout_ns=raw.timeout,
-        retries=raw.retries,
-        start_period_ns=raw.start_period,
-        start_interval_ns=raw.start_interval,
+        interval_ns=_health_ns(raw.interval),
+        timeout_ns=_health_ns(raw.timeout),
+        retries=min(max(raw.retries, 0), _INT64_MAX),
+        start_period_ns=_health_ns(raw.start_period),
+        start_interval_ns=_health_ns(raw.start_interval),
     )
+
+
+def _health_ns(value: int) -> int:
+    """Return a time of a health check as a service may have it; below zero it is not set.
+
+    Nobody refuses an image for it, as builders do; a check every nanosecond would be no check.
+    """
+    return 0 if value <= 0 else min(max(value, HEALTH_NS_MIN), _INT64_MAX)
 
 
 def _history(raw: RawHistory) -> HistoryEntry:

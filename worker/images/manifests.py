@@ -12,6 +12,7 @@ import msgspec
 
 from proto.errors import InvalidError, NotFoundError
 from proto.json_text import JsonError, decode_json
+from proto.text import quoted
 from worker.images.config import Platform
 from worker.images.references import is_digest
 
@@ -112,12 +113,12 @@ def image_manifest(manifest: Manifest, what: str) -> ImageManifest:
         raise InvalidError(f"the manifest of {what} names no configuration and layers")
     if manifest.config.media_type not in _CONFIG_TYPES:
         raise InvalidError(
-            f"{what} is not a container image but of type {manifest.config.media_type}"
+            f"{what} is not a container image but of type {quoted(manifest.config.media_type)}"
         )
     for descriptor in (manifest.config, *manifest.layers):
         if not is_digest(descriptor.digest):
             raise InvalidError(
-                f'the manifest of {what} has the digest "{descriptor.digest}", '
+                f"the manifest of {what} has the digest {quoted(descriptor.digest)}, "
                 "which is not of sha256"
             )
     return ImageManifest(config=manifest.config, layers=tuple(manifest.layers))

@@ -288,15 +288,18 @@ def _numbers_before_data(forward: _Forward) -> list[int]:
     return numbers[1 : 1 + 2 * numbers[0]]
 
 
-def _runs_of(member: tarfile.TarInfo) -> list[tuple[int, int]]:
-    """Return where the data of a file with holes belongs; typeshed has no type for it."""
-    return cast("list[tuple[int, int]]", member.sparse or [])
+def runs_of(member: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """Return where a file's data belongs: offset and length of each run, in order."""
+    if member.sparse is None:
+        return [(0, member.size)]
+    # typeshed has no type for it.
+    return cast("list[tuple[int, int]]", member.sparse)
 
 
 def _check_sizes(member: tarfile.TarInfo) -> None:
     """See that sizes are ones that a file can have, and that data comes in its order."""
     end = 0
-    for offset, length in _runs_of(member):
+    for offset, length in runs_of(member):
         if not length:
             # The oldest format fills its header with these.
             continue

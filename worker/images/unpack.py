@@ -29,9 +29,11 @@ from typing import Self
 import msgspec
 
 from proto.errors import InvalidError
+from proto.text import quoted
 from worker.files import beneath, tree
 from worker.images.compression import Hashing, decompressed
-from worker.images.tarstream import lexical_parts, members_of
+from worker.images.directorytimes import DirectoryTimes
+from worker.images.tarstream import lexical_parts, members_of, runs_of
 from worker.images.work import CHUNK_BYTES, Reader, Watched
 
 _WHITEOUT_PREFIX = b".wh."
@@ -137,7 +139,7 @@ class LayerUnpacker:
         # The directory of the entry before: most entries share it with the next. One is enough,
         # and safe: an entry can only remove what is inside its own parent, never the parent.
         self._parent: tuple[Parts, int] | None = None
-        self._directory_times: dict[Parts, int] = {}
+        self._directory_times = DirectoryTimes(directory.parent)
         self._size_bytes = 0
 
     def __enter__(self) -> Self:
@@ -147,6 +149,7 @@ class LayerUnpacker:
     def __exit__(self, *_: object) -> None:
         """Close the directories."""
         self._forget_parent()
+        self._directory_times.close()
         os.close(self._root)
 
     def unpack(self, source: Reader, *, is_end_optional: bool = True) -> int:
@@ -168,8 +171,9 @@ class LayerUnpacker:
         return self._size_bytes
 
     def _refused(self, name: str, reason: str) -> InvalidError:
-        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return InvalidError(f'{self._what} has the entry "{shown}", which is refused: {reason}')
+        return InvalidError(
+            f"{self._what} has the entry {quoted(name)}, which is refused: {reason}"
+        )
 
     def _entry(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         parts = lexical_parts(member.name)
@@ -258,13 +262,13 @@ class LayerUnpacker:
         _set_xattrs(f"/proc/self/fd/{fd}", member, follow=True)
         os.fchmod(fd, member.mode & 0o7777)
         # Entries to come would change the time: it is set at the end.
-        self._directory_times[parts] = _time_ns(member)
+        self._directory_times.add(b"/".join(parts) or b".", _time_ns(member))
 
     def _hard_link(self, parent: int, name: bytes, member: tarfile.TarInfo) -> None:
         target = lexical_parts(member.linkname)
         if not target:
             raise self._refused(
-                member.name, f'its target "{member.linkname}" leads out of the layer'
+                member.name, f"its target {quoted(member.linkname)} leads out of the layer"
             )
         above = self._open_directory(target[:-1], create=False)
         try:
@@ -272,7 +276,7 @@ class LayerUnpacker:
             if source is None or stat.S_ISDIR(source.st_mode) or _is_whiteout(source):
                 raise self._refused(
                     member.name,
-                    f'its target "{member.linkname}" is not a file that stands before it',
+                    f"its target {quoted(member.linkname)} is not a file that stands before it",
                 )
             present = _lstat(name, parent)
             if present is not None:
@@ -326,7 +330,8 @@ class LayerUnpacker:
             os.utime(fd, ns=(time_ns, time_ns))
         finally:
             os.close(fd)
-        self._size_bytes += member.size
+        # A hole takes nothing.
+        self._size_bytes += sum(length for _, length in runs_of(member))
 
     def _remove(self, name: bytes, parent: int, status: os.stat_result) -> None:
         """Remove what stands where another entry of the same name goes; the last one wins."""
@@ -337,8 +342,7 @@ class LayerUnpacker:
 
     def _set_directory_times(self) -> None:
         self._forget_parent()
-        for parts, time_ns in self._directory_times.items():
-            path = b"/".join(parts) or b"."
+        for path, time_ns in self._directory_times:
             try:
                 fd = beneath.open_in_root(self._root, path, _DIRECTORY_FLAGS)
             except OSError as error:
@@ -386,12 +390,7 @@ def _write_contents(archive: tarfile.TarFile, member: tarfile.TarInfo, fd: int) 
     assert isinstance(extracted, io.BufferedReader)
     # Unbuffered: the buffer wants to seek in the stream, where the map of a sparse file need not.
     data = extracted.raw
-    if member.issparse():
-        # (offset, length) of each run of data; `sparse` has no better type in typeshed.
-        runs: list[tuple[int, int]] = list(member.sparse)  # type: ignore[arg-type]
-    else:
-        runs = [(0, member.size)]
-    for offset, length in runs:
+    for offset, length in runs_of(member):
         data.seek(offset)
         os.lseek(fd, offset, os.SEEK_SET)
         left = length

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from proto.errors import InvalidError
+from proto.text import QUOTED_CHARACTERS_MAX, printable
 from worker.files import beneath
 
 # An /etc/passwd larger than this is no list of users.
@@ -22,6 +23,8 @@ FILE_BYTES_MAX = 4 << 20
 # No such file, a link to itself, something that is no directory on the way.
 _ABSENT = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
 _ID_MAX = (1 << 31) - 1
+# More digits than any number has that is used here; Python refuses to read thousands of them.
+_DIGITS_MAX = 20
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -71,10 +74,10 @@ def resolve(user: str, groups: Sequence[str], passwd: str, group: str) -> Identi
 
 
 def _find_user(name: str, passwd: str) -> _User | None:
-    number = int(name) if name.isdecimal() else None
+    number = int(name) if _is_id(name) else None
     for line in passwd.splitlines():
         match line.strip().split(":"):
-            case [login, _, uid, gid, *rest] if uid.isdecimal() and gid.isdecimal():
+            case [login, _, uid, gid, *rest] if _is_id(uid) and _is_id(gid):
                 if int(uid) == number if number is not None else login == name:
                     return _User(login, int(uid), int(gid), rest[1] if rest[1:] else "")
             case _:
@@ -83,7 +86,7 @@ def _find_user(name: str, passwd: str) -> _User | None:
 
 
 def _find_group(name: str, group: str) -> int:
-    number = int(name) if name.isdecimal() else None
+    number = int(name) if _is_id(name) else None
     for entry in _groups(group):
         if entry.gid == number if number is not None else entry.name == name:
             return entry.gid
@@ -93,18 +96,28 @@ def _find_group(name: str, group: str) -> int:
 def _groups(group: str) -> Iterator[_Group]:
     for line in group.splitlines():
         match line.strip().split(":"):
-            case [name, _, gid, *rest] if gid.isdecimal():
+            case [name, _, gid, *rest] if _is_id(gid):
                 yield _Group(name, int(gid), tuple(rest[0].split(",")) if rest else ())
             case _:
                 continue
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _is_id(text: str) -> bool:
+    """Whether a field is a number that the kernel takes for a user or group."""
+    return _is_number(text) and len(text) <= _DIGITS_MAX and int(text) <= _ID_MAX
+
+
 def _number(name: str, kind: str, file: str) -> int:
-    if not name.isdecimal():
-        raise InvalidError(f"unable to find {kind} {name}: no matching entries in {file} file")
-    if int(name) > _ID_MAX:
+    shown = printable(name, QUOTED_CHARACTERS_MAX)
+    if not _is_number(name):
+        raise InvalidError(f"unable to find {kind} {shown}: no matching entries in {file} file")
+    if len(name) > _DIGITS_MAX or int(name) > _ID_MAX:
         raise InvalidError(
-            f"unable to find {kind} {name}: uids and gids must be in range 0-{_ID_MAX}"
+            f"unable to find {kind} {shown}: uids and gids must be in range 0-{_ID_MAX}"
         )
     return int(name)
 

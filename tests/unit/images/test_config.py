@@ -43,7 +43,7 @@ def test_configuration_of_docker() -> None:
                 "Env": ["A=1"], "Volumes": {"/v": {}, "/u": None}, "ExposedPorts": {"80/tcp": {}},
                 "WorkingDir": "/w", "User": "7", "Labels": None, "OnBuild": None,
                 "StopSignal": "SIGQUIT", "Image": "x",
-                "Healthcheck": {"Test": ["CMD-SHELL", "x"], "Interval": 5, "Retries": 2},
+                "Healthcheck": {"Test": ["CMD-SHELL", "x"], "Interval": 5_000_000, "Retries": 2},
             },
             "rootfs": {"type": "layers", "diff_ids": [LAYER]},
             "history": [
@@ -60,7 +60,7 @@ def test_configuration_of_docker() -> None:
     assert parsed.config == ImageConfig(
         cmd=("nginx",), env=("A=1",), volumes=("/u", "/v"), exposed_ports=("80/tcp",),
         working_dir="/w", user="7", stop_signal="SIGQUIT",
-        healthcheck=HealthConfig(test=("CMD-SHELL", "x"), interval_ns=5, retries=2),
+        healthcheck=HealthConfig(test=("CMD-SHELL", "x"), interval_ns=5_000_000, retries=2),
     )  # fmt: skip
     assert [(e.created, e.created_by, e.empty_layer) for e in parsed.history] == [
         (1706929506.0, "ADD", False),
@@ -199,3 +199,35 @@ def test_wrong_manifests(document: object, sentence: str) -> None:
         manifests.image_manifest(
             manifests.parse_manifest(json.dumps(document).encode(), "it"), "it"
         )
+
+
+def test_hostile_health_checks_and_dates() -> None:
+    """Times are brought to what a service may have; no date is later than can be written."""
+    raw = {
+        "created": "9999-12-31T23:59:59.9-12:00",
+        "history": [{"created": "9999-12-31T23:59:59-23:59"}],
+        "config": {
+            "Healthcheck": {
+                "Test": ["CMD", "x"], "Interval": 1, "Timeout": -5, "Retries": -1,
+                "StartPeriod": 2**62, "StartInterval": 1_000_001,
+            }
+        },
+    }  # fmt: skip
+    parsed = parse_config(json.dumps(raw).encode(), "web")
+    check = parsed.config.healthcheck
+    assert check is not None
+    assert (check.interval_ns, check.timeout_ns, check.retries) == (1_000_000, 0, 0)
+    assert (check.start_period_ns, check.start_interval_ns) == (2**62, 1_000_001)
+    assert rfc3339(parsed.created).startswith("9999-12-31T23:59:59")
+    assert rfc3339(parsed.history[0].created).startswith("9999-12-31T23:59:59")
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"x":' + b"[" * 1_000_000, b'{"config":{"Volumes":' + b'{"":' * 500_000]
+)
+def test_nested_documents_are_refused(data: bytes) -> None:
+    """However deep: with a sentence, and not the end of Python's stack."""
+    with pytest.raises(InvalidError, match="cannot be read"):
+        parse_config(data, "web")
+    with pytest.raises(InvalidError, match="cannot be read"):
+        manifests.parse_manifest(data, "web")

@@ -312,3 +312,28 @@ def test_truncation_and_rubbish(tar: TarMaker, layer: Path) -> None:
         pytest.raises(InvalidError, match="ends without the end marker"),
     ):
         unpacker.unpack(io.BytesIO(data[:boundary]), is_end_optional=False)
+
+
+def test_names_in_refusals_are_short_and_printable(tar: TarMaker, layer: Path) -> None:
+    """Neither a name of a megabyte nor an escape sequence reaches the message."""
+    for name in ("../" + "n" * (1 << 19), "../\x1b[31mred\x07\n", "n/" * 200_000):
+        with pytest.raises(InvalidError, match="which is refused") as caught:
+            unpack(tar((name, {}, b"x")), layer)
+        assert len(caught.value.message) < 400
+        assert caught.value.message.isprintable()
+
+
+def test_holes_are_not_counted(layer: Path) -> None:
+    """A file of an exabyte that has no data is as large as nothing, and disks refuse it anyway."""
+    records = b"".join(
+        b"%d %s\n" % (len(text) + 4, text)
+        for text in (b"GNU.sparse.realsize=1099511627", b"GNU.sparse.map=1000,1")
+    )
+    head = tarfile.TarInfo("p")
+    head.type, head.size = tarfile.XHDTYPE, len(records)
+    file = tarfile.TarInfo("holes")
+    file.size = 1
+    data = head.tobuf() + records.ljust(512, b"\0") + file.tobuf() + b"x".ljust(512, b"\0")
+    assert unpack(data + bytes(1024), layer) == 1
+    assert (layer / "holes").stat().st_size == 1099511627
+    assert (layer / "holes").stat().st_blocks <= 16

@@ -116,3 +116,17 @@ def test_only_regular_files(root: tuple[Path, int]):
     (path / "etc/directory").mkdir()
     for name in ("fifo", "directory", "absent", "directory/absent"):
         assert read_in_root(descriptor, f"/etc/{name}") == ""
+
+
+@pytest.mark.parametrize("user", ["9" * 5000, "x:" + "9" * 5000, "٣", "u" * 100_000])
+def test_absurd_names(user: str):
+    """Numbers that Python would not read, digits of other scripts, names of a megabyte."""
+    with pytest.raises(InvalidError, match="unable to find") as caught:
+        resolve(user, (), "x:x:1:1::/:/bin/sh\n" + "y:x:" + "9" * 5000 + ":1::/:\n", "")
+    assert len(caught.value.message) < 400
+
+
+def test_lines_with_impossible_numbers_count_for_nothing():
+    """An ID beyond the kernel's is no user, and does not end the search."""
+    passwd = f"web:x:{1 << 40}:1::/:\nweb:x:1000:{'9' * 5000}::/:\nweb:x:7:8::/home:\n"
+    assert resolve("web", (), passwd, f"big:x:{'9' * 5000}:web\n").uid == 7

@@ -274,3 +274,39 @@ def test_whole_configuration(assigned: Make) -> None:
     assert (config.user, config.working_dir) == ("7", "/srv")
     assert config.layers == ("/l1", "/l2")
     assert (config.netns_path, config.address) == ("/run/n", "172.18.0.2")
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        Mount(type="volume", target="/proc"),
+        Mount(type="volume", target="/x/../proc/self"),
+        Mount(type="tmpfs", target="//proc/sys"),
+        Mount(type="bind", source="/srv", target="/proc"),
+        Mount(type="bind", source="/srv", target="/proc/1/root"),
+        Mount(type="volume", target="/"),
+        Mount(type="volume", target="/x/.."),
+        Mount(type="volume", target="n" * 100_000),
+    ],
+)
+def test_forbidden_targets(assigned: Make, mount: Mount) -> None:
+    """Neither a spec nor an image's VOLUME hides the root or what the kernel tells."""
+    one = assigned(container=ContainerSpec(image="web", mounts=(mount,)))
+    with pytest.raises(InvalidError, match="invalid mount target") as caught:
+        planned_mounts(one, ImageConfig(), Templates(one, NODE))
+    assert len(caught.value.message) < 500
+    plain = assigned(container=ContainerSpec(image="web"))
+    with pytest.raises(InvalidError, match="invalid mount target"):
+        planned_mounts(plain, ImageConfig(volumes=(mount.target,)), Templates(plain, NODE))
+
+
+def test_allowed_targets(assigned: Make) -> None:
+    """The host's /proc at its own place, and the files that tools replace, as with runc."""
+    mounts = (
+        Mount(type="bind", source="/proc", target="/proc"),
+        Mount(type="bind", source="/var/lib/lxcfs/proc/meminfo", target="/proc/meminfo"),
+        Mount(type="bind", source="/proc", target="/host/proc"),
+        Mount(type="volume", target="/processes"),
+    )
+    one = assigned(container=ContainerSpec(image="web", mounts=mounts))
+    assert len(planned_mounts(one, ImageConfig(), Templates(one, NODE))) == 4
