@@ -176,3 +176,7 @@ class RuntimeFailedError(SwarmError):
 
 class InvariantViolationError(AssertionError):
     """A bug: something that must always hold does not. Never caught but by a supervisor."""
+
+
+class ForgottenEntriesError(InvariantViolationError):
+    """A log lacks what its member had confirmed: its disk was put back, or lost what it held."""

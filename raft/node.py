@@ -68,7 +68,11 @@ READ_SECONDS_MAX = 10.0
 
 
 class RaftNode(Members):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        has_forgotten: this member lacks what it had confirmed, and takes no part any more.
+    """
 
     # Life.
 
@@ -220,6 +224,8 @@ class RaftNode(Members):
         A lone member needs its disk for nothing but its first entry; if that fails it opens all
         the same, and says why it takes no changes. What it holds must be readable, though.
         """
+        if self._storage.has_forgotten:
+            self._failure = self._forgotten()
         self._guarded(self._start)
         while self._is_alone and not self._has_opened:
             self._raise_failure()
@@ -337,6 +343,13 @@ class RaftNode(Members):
         if self._installing is None:
             self._drain_backlog()
         self._guarded(self._pump)
+        if self._failure is not None:
+            listener.fail(self._failure)
+
+    @property
+    def failure(self) -> str:
+        """Why this member stopped for good, in a sentence; "" while it works."""
+        return "" if self._failure is None else self._failure.message
 
     def refusal(self) -> SwarmError:
         """Return the error that `propose` would raise now, when it cannot propose."""

@@ -36,6 +36,7 @@ from typing_extensions import override
 from proto.errors import (
     CorruptError,
     DeniedError,
+    ForgottenEntriesError,
     NotLeaderError,
     SwarmError,
     UnavailableError,
@@ -352,8 +353,13 @@ class Shell(Applying):
         """Stop for good: a bug, or a disk whose content changed under us."""
         if self._failure is not None:
             return
-        log.error("raft_member_stopped", error=repr(error), exc_info=error)
-        failure = self._failure = UnavailableError(f"this manager's log stopped: {error}")
+        if isinstance(error, ForgottenEntriesError):
+            log.error("raft_member_forgot", error=str(error), remedy="demote and promote it")
+            failure = self._failure = self._forgotten()
+            self._wal_lane.submit(self._storage.mark_forgotten, self._report_mark)
+        else:
+            log.error("raft_member_stopped", error=repr(error), exc_info=error)
+            failure = self._failure = UnavailableError(f"this manager's log stopped: {error}")
 
         def unknown() -> SwarmError:
             return UnavailableError(
@@ -368,3 +374,20 @@ class Shell(Applying):
         if self._listener is not None:
             self._listener.fail(failure)
         self._wake()
+
+    def _forgotten(self) -> SwarmError:
+        """Say that this member takes no part any more, and what to do."""
+        self.has_forgotten = True
+        node_id = self._me.node_id
+        return UnavailableError(
+            "this manager's log ends before what it had confirmed to the others: its disk was put "
+            "back to an older state, or lost what it held. It takes no part any more, since it "
+            "could undo what was promised. On another manager: "
+            f"swarm node demote {node_id} && swarm node promote {node_id}"
+        )
+
+    @staticmethod
+    def _report_mark(error: BaseException | None) -> None:
+        if error is not None:
+            # The next life finds out by itself, unless another leads by then.
+            log.error("raft_member_not_marked", error=repr(error))

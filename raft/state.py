@@ -61,6 +61,7 @@ class State(ABC):
 
     # Since when no leader is known although this member asks for votes, or had to step down.
     _leaderless_since: float | None = None
+    has_forgotten = False
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from proto.errors import CorruptError, SwarmError
 from raft import format as layout
 from raft import snapshot as snapshots
 from raft.core import NOBODY, Entries, HardState, Snapshot
-from raft.files import Files, Lock, RealFiles, disk_error
+from raft.files import Files, Lock, RealFiles, disk_error, replace_file
 from raft.keys import KeyRing, RandomBytes
 from raft.stored import (
     NO_SNAPSHOT,
@@ -49,6 +49,8 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 LOCK_NAME = "log.lock"
 WAL_NAME = "wal"
 SNAPSHOTS_NAME = "snapshots"
+# Names the member that may take no part any more, should this be its log.
+FORGOTTEN_NAME = "forgotten"
 # Entries of more bytes than this are spread over several records.
 RECORD_PART_BYTES = 8 << 20
 
@@ -207,6 +209,25 @@ class Storage:
     def snapshot_index(self) -> int:
         """The last entry that the newest durable snapshot contains; 0 without one."""
         return self.snapshot.index if self.snapshot else 0
+
+    @property
+    def has_forgotten(self) -> bool:
+        """Whether this member was found to lack what it had confirmed; see `mark_forgotten`."""
+        path = self.directory / FORGOTTEN_NAME
+        if not self._files.exists(path):
+            return False
+        with self._files.read(path) as stream:
+            return stream.read() == b"%d" % self.member_id
+
+    def mark_forgotten(self) -> None:
+        """Remember for good that this member lacks what it had confirmed.
+
+        A member of another number, as `force_cluster_of_one` makes it, is not meant.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        replace_file(self._files, self.directory / FORGOTTEN_NAME, b"%d" % self.member_id)
 
     def release(self) -> None:
         """Forget what was found at the start: a core has it now."""

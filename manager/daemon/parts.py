@@ -131,6 +131,8 @@ class Parts(abc.ABC):
         self._wanted_role = ""
         self._is_leaving_group = False
         self._role_problem = ""
+        # Before a manager that broke soon after it was opened is opened again.
+        self._pause = 1.0
         self._watchdog: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
 

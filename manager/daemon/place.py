@@ -149,9 +149,8 @@ class Place(Parts):
                     self._ensure_client()
             raise
 
-    async def _keep_taking_up(self, kek: Kek | None) -> None:
+    async def _keep_taking_up(self, kek: Kek | None, pause: float = REOPEN_SECONDS) -> None:
         """Take up what could not be, until it is done or somebody else changes the place."""
-        pause = REOPEN_SECONDS
         while True:
             await asyncio.sleep(pause)
             if await self._is_reopened(kek):
@@ -346,6 +345,7 @@ class Place(Parts):
         self._is_leaving_group = True
         self._ensure_client()
         await self._stop_manager()
+        self._error = ""
         await asyncio.to_thread(credentials.seal, None)
         self._write_identity(msgspec.structs.replace(identity, role="worker"))
         self._is_leaving_group, self._kek = False, None
@@ -415,15 +415,29 @@ class Place(Parts):
             raise UnavailableError(f"{problem} ({error.message})") from error
 
     async def _reopen_when_broken(self, manager: Manager) -> None:
-        """Open the state anew after a fault that left it unknown what is stored."""
+        """Open the state anew after a fault that left it unknown what is stored.
+
+        Not if the log lacks what this member had confirmed: it could undo what was promised. Its
+        agent goes on with the leader, which lets it know when it is demoted.
+        """
+        began = self._clock.monotonic()
         await manager.store.broken.wait()
-        log.error("membership_broken", remedy="opening the log anew")
+        log.error("membership_broken", reason=manager.raft.failure)
         async with self._changing:
             if self._manager is not manager:
                 return
             kek = manager.membership.unlock_key()
             await self._stop_manager(is_watchdog=True)
-        self._begin(self._keep_taking_up(kek), "opening")
+            if manager.raft.failure:
+                self._error = manager.raft.failure
+            if manager.raft.has_forgotten:
+                self._ensure_client()
+                return
+        # What breaks again and again is opened less and less often.
+        has_lasted = self._clock.monotonic() - began > REOPEN_SECONDS_MAX
+        pause = REOPEN_SECONDS if has_lasted else min(self._pause * 2, REOPEN_SECONDS_MAX)
+        self._pause = pause
+        self._begin(self._keep_taking_up(kek, pause), "opening")
 
     async def _is_reopened(self, kek: Kek | None) -> bool:
         """Try once; whoever wants to stop or leave meanwhile gets the turn between two attempts."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from itertools import accumulate, pairwise
 
-from proto.errors import InvariantViolationError
+from proto.errors import ForgottenEntriesError, InvariantViolationError
 from raft.core.membership import decode_membership
 from raft.core.values import Entries, Membership, Snapshot
 
@@ -228,7 +228,8 @@ class Log:
     def commit_to(self, index: int) -> None:
         """Move the commit mark forward."""
         if index > self.last:
-            raise InvariantViolationError(
+            # Whoever leads counts on what this member said that it has.
+            raise ForgottenEntriesError(
                 f"commit of {index} asked for, the log ends at {self.last}; was it lost or cut?"
             )
         self.commit = max(self.commit, index)

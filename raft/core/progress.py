@@ -145,8 +145,9 @@ class Progress:
             self.to_probe()
             self.next = max(self.match, min(index - 1, agreement)) + 1
             return True
-        if self.stance is Stance.SNAPSHOT or index != self.next - 1:
-            # An answer to something older than what is under way.
+        if self.stance is Stance.SNAPSHOT or index != self.next - 1 or index <= self.match:
+            # An answer to something older than what is under way; or the peer forgot what it had
+            # confirmed, and will find out when it is told that it is committed.
             return False
         self.next = max(self.match, min(index - 1, agreement)) + 1
         self._is_waiting = False

@@ -1,0 +1,57 @@
+"""A manager whose disk is put back to an older state, as a restored backup does."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def trio(make_cluster):
+    """Three managers."""
+    return make_cluster("t1r", 3, 0, is_formed=True)
+
+
+def _label(cluster, count):
+    node = cluster.nodes("m1")["m1"]["ID"]
+    for number in range(count):
+        cluster.docker("m1", "node", "update", "--label-add", f"n={number}", node)
+
+
+def _descriptors(pid):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_it_stops_as_a_manager_and_comes_back_by_its_role(trio, eventually, tmp_path):
+    """It says what to do, does not turn in circles, and a demotion and promotion mend it."""
+    _label(trio, 3)
+    host, node_id = trio.host("m3"), trio.nodes("m1")["m3"]["ID"]
+    trio.lab.kill_daemon("m3")
+    shutil.copytree(host.state / "raft", tmp_path / "raft")
+    trio.lab.start("m3")
+    eventually(lambda: trio.state("m3") == "active" and trio.is_manager("m3"))
+    _label(trio, 30)
+    trio.lab.kill_daemon("m3")
+    shutil.rmtree(host.state / "raft")
+    shutil.copytree(tmp_path / "raft", host.state / "raft")
+    trio.lab.start("m3")
+    eventually(lambda: trio.state("m3") == "error", what="it finds out")
+    said = trio.api("m3", "GET", "/info")["Swarm"]["Error"]
+    assert f"swarm node demote {node_id} && swarm node promote {node_id}" in said
+    assert "force-new-cluster" not in trio.docker("m3", "info", check=False).stdout
+    pid = host.daemon_pid
+    before = _descriptors(pid)
+    time.sleep(10.0)
+    assert (trio.state("m3"), host.daemon_pid) == ("error", pid)
+    assert _descriptors(pid) <= before + 5
+    assert trio.state("m1") == "active"
+    _label(trio, 1)
+    trio.api("m1", "POST", *trio.set_role("m1", "m3", "worker"))
+    eventually(lambda: trio.state("m3") == "active", what="it is a worker")
+    trio.api("m1", "POST", *trio.set_role("m1", "m3", "manager"))
+    eventually(lambda: trio.is_manager("m3") and trio.state("m3") == "active")
+    eventually(
+        lambda: trio.nodes("m1")["m3"].get("ManagerStatus", {}).get("Reachability") == "reachable"
+    )
+    _label(trio, 1)
