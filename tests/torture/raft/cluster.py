@@ -54,6 +54,7 @@ class Cluster:
                 address=addresses[host],
                 directory=str(data),
                 socket=str(self._socket(host)),
+                hang=str(lab.hang(host)),
                 certificate=credentials.certificate_pem.decode(),
                 key=credentials.key_pem.decode(),
                 roots=credentials.roots_pem.decode(),

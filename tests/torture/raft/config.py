@@ -27,6 +27,7 @@ class MemberConfig(msgspec.Struct):
         addresses: where all members of the beginning listen, `host:port`.
         address: where this one does; it joins a running group if that is none of them.
         directory: for all that it stores.
+        hang: while there is a file of this name its disk hangs.
         socket: where its clients connect.
         entry_bytes: an append is padded to about this size.
         snapshot_entries: a snapshot after so many entries; 0 for never.
@@ -46,6 +47,7 @@ class MemberConfig(msgspec.Struct):
     address: str
     directory: str
     socket: str
+    hang: str = ""
     entry_bytes: int = 200
     snapshot_entries: int = 2_000
     machine: str = "store"

@@ -126,6 +126,10 @@ class Lab:
         """Undo `fill`."""
         (self.disk(host) / "ballast").unlink(missing_ok=True)
 
+    def hang(self, host: int) -> Path:
+        """Return the file that makes a host's disk hang while it is there."""
+        return self.folder / f"hang{host}"
+
     def close(self) -> None:
         """Take the disks away, so that their folder can be removed."""
         for host in range(1, self.hosts):

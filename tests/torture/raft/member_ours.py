@@ -18,6 +18,7 @@ import config as member_config
 import structlog
 from authority import CLUSTER
 from checker import ACKED, REFUSED, UNKNOWN
+from hanging import HangingFiles
 from machine_lists import ListsMachine
 from machine_store import StoreMachine
 from wire import Answer, Reply, Request, serve
@@ -175,6 +176,7 @@ async def open_node(config: member_config.MemberConfig) -> RaftNode:
         "clock": SystemClock(),
         # Salts come from it too: never the same twice.
         "rng": random.SystemRandom(),
+        "files": HangingFiles(Path(config.hang)),
     }
     ring = directory / "keys.ring"
     keys = KeyRing.open(directory) if ring.exists() else KeyRing.create(directory)

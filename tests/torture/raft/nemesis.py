@@ -23,6 +23,7 @@ WEIGHTS: Mapping[str, Mapping[str, int]] = {
         "cut": 2,
         "cut_one_way": 2,
         "fill": 2,
+        "hang": 3,
         "change": 2,
         "replace": 1,
     },
@@ -108,6 +109,8 @@ def plan(  # noqa: C901, PLR0912 -- one case a kind
             links = ((victim, other),)
         case "replace":
             seconds = rng.uniform(0.0, 0.5)
+        case "hang":
+            seconds = rng.uniform(0.3, 10.0)
         case "pause" | "fill" | "change":
             pass
         case _:
@@ -137,6 +140,7 @@ class Nemesis:
             "strike": self._strike,
             "pause": self._pause,
             "fill": self._fill,
+            "hang": self._hang,
             "change": self._change,
             "replace": self._replace,
         }
@@ -185,6 +189,15 @@ class Nemesis:
             return
         await asyncio.sleep(fault.seconds)
         self._cluster.lab.relieve(host)
+
+    async def _hang(self, fault: Fault) -> None:
+        (host,) = fault.hosts
+        sign = self._cluster.lab.hang(host)
+        sign.touch()
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            sign.unlink()
 
     async def _replace(self, fault: Fault) -> None:
         await self._cluster.replace(fault.hosts[0], fault.seconds)
