@@ -45,6 +45,7 @@ from proto.clock import Clock
 from proto.errors import InvalidError, ResourceExhaustedError, SwarmError
 from proto.logs import LogRequest
 from proto.objects import NodeDescription, NodeRole
+from raft.core import NOBODY, RaftID
 from raft.files import Files
 from raft.kek import Kek
 from raft.node import Settings
@@ -133,6 +134,8 @@ class Parts(abc.ABC):
         self._role_problem = ""
         # Before a manager that broke soon after it was opened is opened again.
         self._pause = 1.0
+        # Under this number this manager takes no part any more: it forgot what it had confirmed.
+        self._forgotten_id: RaftID = NOBODY
         self._watchdog: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
 

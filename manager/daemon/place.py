@@ -48,6 +48,7 @@ from proto.errors import (
     UnavailableError,
 )
 from proto.ids import NodeID
+from raft.core import NOBODY
 from raft.files import disk_error
 from raft.keys import Kek
 from raft.transport.identity import MANAGER_ROLE
@@ -119,7 +120,7 @@ class Place(Parts):
                 await self._abandon(membership)
                 raise
         self._is_locked = False
-        self._error = ""
+        self._forgotten_id, self._error = NOBODY, ""
 
     @property
     def _is_taken_up(self) -> bool:
@@ -274,6 +275,9 @@ class Place(Parts):
         self, wanted: str, identity: Identity, credentials: NodeCredentials
     ) -> None:
         """Do the next thing by which this node becomes what is wanted; each may be repeated."""
+        if self._forgotten_id != NOBODY and wanted == "manager":
+            await self._join_again(identity, credentials)
+            return
         is_expelled = self._manager is not None and self._manager.raft.is_removed
         if identity.role == "manager" and (
             wanted == "worker" or self._is_leaving_group or is_expelled
@@ -294,6 +298,18 @@ class Place(Parts):
         if credentials.identity.role != MANAGER_ROLE:
             raise UnavailableError("the authority does not issue a manager's certificate yet")
         await self._join_group(identity, credentials)
+
+    async def _join_again(self, identity: Identity, credentials: NodeCredentials) -> None:
+        """Join anew, if the group has let go of the member that forgot what it had confirmed.
+
+        Raises:
+            UnavailableError: it has not; with what to do.
+        """
+        admission = await self._ask_to_be_admitted(identity)
+        if admission.member_id == self._forgotten_id:
+            raise UnavailableError(self._error)
+        await self._join_group(identity, credentials)
+        self._forgotten_id, self._error = NOBODY, ""
 
     async def _join_group(self, identity: Identity, credentials: NodeCredentials) -> None:
         """Join the managers' group with a manager's certificate.
@@ -345,7 +361,7 @@ class Place(Parts):
         self._is_leaving_group = True
         self._ensure_client()
         await self._stop_manager()
-        self._error = ""
+        self._forgotten_id, self._error = NOBODY, ""
         await asyncio.to_thread(credentials.seal, None)
         self._write_identity(msgspec.structs.replace(identity, role="worker"))
         self._is_leaving_group, self._kek = False, None
@@ -431,6 +447,7 @@ class Place(Parts):
             if manager.raft.failure:
                 self._error = manager.raft.failure
             if manager.raft.has_forgotten:
+                self._forgotten_id = manager.raft.member_id
                 self._ensure_client()
                 return
         # What breaks again and again is opened less and less often.
@@ -476,6 +493,7 @@ class Place(Parts):
         self._is_locked = False
         self._kek = None
         self._error = self._role_problem = self._wanted_role = ""
+        self._forgotten_id = NOBODY
         self._is_leaving_group = False
         self._clear_all()
 
