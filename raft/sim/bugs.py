@@ -24,6 +24,7 @@ from raft.core.messages import AppendReply, Heartbeat, Message, PreVote, Vote, V
 from raft.core.state import Asked
 from raft.core.values import Role
 from raft.sim.filedisk import FileDisk
+from raft.sim.mistakes import MISTAKES
 
 
 class _TruncatingLog(Log):
@@ -263,4 +264,5 @@ BUGS: dict[str, Bug] = {
     "commit-beyond-match": Bug(CommitBeyondMatch),
     "removed-never-stands": Bug(RemovedNeverStands),
     "checksum-not-verified": Bug(disk=ChecksumNotVerified),
+    **{name: Bug(core) for name, core in MISTAKES.items()},
 }

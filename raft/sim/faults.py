@@ -7,24 +7,29 @@ from typing import TYPE_CHECKING
 
 from raft.core import AddLearner, Change, Core, Demote, Promote, RaftID, Readdress, Remove
 from raft.sim.checks import Failure
-from raft.sim.host import BEFORE, DOOMS, REPLACING, Host
+from raft.sim.host import BEFORE, DOOMS, INSTALLING, REPLACING, Host
+from raft.sim.interruptions import Interruptions
+from raft.sim.scenarios import WILD
 
 if TYPE_CHECKING:
     from raft.sim.world import World
 
 
-class Faults:
+class Faults(Interruptions):
     """Acts on a world; the public methods that scenarios name are the faults."""
 
     def __init__(self, world: World) -> None:
         """Prepare the scenario's choice."""
-        self._world = world
+        super().__init__(world)
         self._is_over = False
         self._partner = 0
         # Numbers are never given again, also when the group has forgotten them.
         self._left: set[RaftID] = set()
         self._choice: list[Callable[[], None]] = []
-        for name, weight in world.scenario.faults:
+        faults = list(world.scenario.faults)
+        if faults and world.random() < world.scenario.wild:
+            faults += WILD
+        for name, weight in faults:
             self._choice += [getattr(self, name)] * weight
 
     def start(self) -> None:
@@ -51,18 +56,14 @@ class Faults:
         self.heal()
         for host in self._world.hosts.values():
             host.doom = ""
+            host.dooms_left = 0
             host.unstick()
+            self._set_clock_right(host)
+            host.go_on()
             if host.core is None and host.incarnation:
                 host.start()
 
     # Choices.
-
-    def _one(self) -> Host | None:
-        return self._world.choose_host()
-
-    def _leader(self) -> Host | None:
-        leaders = self._world.leaders()
-        return leaders[0] if leaders else None
 
     def _isolate(self, host: Host | None) -> None:
         if host is not None:
@@ -82,6 +83,19 @@ class Faults:
     def crash_leader(self) -> None:
         """The leader loses power for a while."""
         self._crash(self._leader())
+
+    def blink_one(self) -> None:
+        """Some host loses power and is back at once: its next life gets what was under way."""
+        host = self._one()
+        if host is not None:
+            host.crash()
+            self._world.after(2.0 * self._world.random(), self._world.revive, host)
+
+    def pair_leader(self) -> None:
+        """The leader is left with one other."""
+        host = self._leader()
+        if host is not None:
+            self._pair_off(host)
 
     def crash_all(self) -> None:
         """The power goes everywhere."""
@@ -103,6 +117,13 @@ class Faults:
         """Whoever replaces entries of a former leader next loses power at it."""
         for host in self._world.up():
             host.doom = REPLACING
+
+    def doom_installing(self) -> None:
+        """Somebody loses power while it installs a snapshot, and again when it tries anew."""
+        host = self._one()
+        if host is not None:
+            host.doom = INSTALLING
+            host.dooms_left = 1 + int(self._world.random() * 2)
 
     def doom_all(self) -> None:
         """The leader loses power, and the others around their next sync: that of a vote."""
@@ -138,6 +159,47 @@ class Faults:
             host.unstick()
 
     # Links.
+
+    def mute(self) -> None:
+        """Nobody hears one host, often the leader; it hears all."""
+        host = self._one_or_leader()
+        if host is not None:
+            for number in self._world.hosts:
+                if number != host.id:
+                    self._world.network.cut(host.id, number)
+
+    def deafen(self) -> None:
+        """One host, often the leader, hears nobody; all hear it."""
+        host = self._one_or_leader()
+        if host is not None:
+            for number in self._world.hosts:
+                if number != host.id:
+                    self._world.network.cut(number, host.id)
+
+    def _one_or_leader(self) -> Host | None:
+        return self._leader() if self._world.random() < 0.5 else self._one()  # noqa: PLR2004 -- a coin
+
+    def glimpse(self) -> None:
+        """The leader is mute for an election time-out, one hears it for a moment, it is cut off."""
+        self.heal()
+        leader = self._leader()
+        if leader is not None:
+            world = self._world
+            for number in world.hosts:
+                if number != leader.id:
+                    world.network.cut(leader.id, number)
+            world.network.laggard = leader.id
+            world.after((0.9 + 0.8 * world.random()) * world.election_time, self._show, leader)
+
+    def _show(self, leader: Host) -> None:
+        if self._is_over:
+            return
+        world = self._world
+        self.heal()
+        others = [number for number in world.hosts if number != leader.id]
+        others.pop(int(world.random() * len(others)))
+        world.network.split([leader.id], others)
+        world.after(2.0 + 8.0 * world.random(), self._isolate_unless_over, leader)
 
     def split(self) -> None:
         """Cut the hosts in two groups."""

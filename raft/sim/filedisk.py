@@ -17,13 +17,15 @@ import msgspec
 from msgspec import structs
 from typing_extensions import override
 
+from raft import format as layout
 from raft.core import Entries, HardState, RaftID, Ready, Snapshot
 from raft.keys import KeyRing
+from raft.segments import SYNCED_NAME, segment_path
 from raft.sim.checks import Failure
 from raft.sim.disk import Content, Disk
 from raft.simdisk import HOME, SECTOR_BYTES, SimFiles, expected_trouble
 from raft.snapshot import SnapshotWriter
-from raft.storage import Storage, Write
+from raft.storage import WAL_NAME, Storage, Write
 
 # Small, so that there are several.
 SEGMENT_BYTES = 2000
@@ -31,6 +33,8 @@ SEGMENT_BYTES = 2000
 _OPERATIONS_MAX = 6
 _ROTTEN_SUFFIXES = (".wal", ".snap")
 _WHOLE_SECTOR = 0.2
+# How often rot is the loss of whole writes that the disk had confirmed as synced.
+_LOST_SYNCS = 0.4
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(tuple[int, tuple[int, ...]])
@@ -50,6 +54,8 @@ class FileDisk(Disk):
         self._files = SimFiles(rng)
         self._keys = KeyRing.create(HOME, rng.randbytes, files=self._files)
         self._torn: Ready | None = None
+        # Where each segment ended after its syncs.
+        self._ends: dict[str, list[int]] = {}
         self._storage: Storage | None = None
 
     # Starts and crashes.
@@ -123,6 +129,9 @@ class FileDisk(Disk):
     def store(self, ready: Ready) -> None:
         super().store(ready)
         self._write(self._prepared(ready))
+        segments = [path for path in self._files.paths() if path.suffix == ".wal"]
+        ends = self._ends.setdefault(segments[-1].name, [])
+        ends.append(len(self._files.content(segments[-1])))
 
     @override
     def tear(self, ready: Ready, rng: random.Random) -> None:
@@ -169,6 +178,8 @@ class FileDisk(Disk):
     @override
     def rot(self) -> str:
         files = self._files
+        if self._rng.random() < _LOST_SYNCS and (where := self._lose_syncs()):
+            return where
         paths = [path for path in files.paths() if path.suffix in _ROTTEN_SUFFIXES]
         paths = [path for path in paths if files.content(path)]
         if not paths:
@@ -188,6 +199,26 @@ class FileDisk(Disk):
                 content[place] ^= 1 << int(random() * 8)
         files.put(path, bytes(content))
         return f"{path.name} at {place} of {len(content)}"
+
+    def _lose_syncs(self) -> str:
+        """Cut the log where it ended some syncs ago, as a disk does that confirms too early.
+
+        Only where the mark beside the log survives: an older state of everything cannot be told
+        from what it says it is (`raft/DESIGN.md`, "Decisions").
+        """
+        files = self._files
+        mark_path = segment_path(HOME / WAL_NAME, 1).with_name(SYNCED_NAME)
+        if not files.exists(mark_path):
+            return ""
+        mark = layout.decode_synced(files.content(mark_path))
+        path = segment_path(HOME / WAL_NAME, mark.number) if mark is not None else mark_path
+        content = files.content(path) if mark is not None and files.exists(path) else b""
+        ends = [end for end in self._ends.get(path.name, []) if mark and end < mark.offset]
+        if not ends or not content:
+            return ""
+        end = ends[int(self._rng.random() * len(ends))]
+        files.put(path, content[:end])
+        return f"{path.name} at {end} of {len(content)}, what follows was lost"
 
 
 def _is_same(found: Disk, allowed: Disk) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from proto.errors import CorruptError
 from raft.core import Accepted, Config, Core, Entries, RaftID, Ready, Role
-from raft.core.messages import Install, Message
-from raft.sim.checks import Failure
+from raft.core.messages import Install, Message, Vote, VoteReply
+from raft.sim.checks import Failure, QuorumWatch
 from raft.sim.disk import Content, Disk
 from raft.sim.linear import Operation, State, changed
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 BEFORE, TORN, AFTER = "before", "torn", "after"
 DOOMS = (BEFORE, TORN, AFTER)
-# In the first sync that replaces stored entries, whenever that is.
-REPLACING = "replacing"
+# In the first sync that replaces stored entries, or installs a snapshot, whenever that is.
+REPLACING, INSTALLING = "replacing", "installing"
+# So many messages wait for a host that is down, and come to its next life.
+_MAIL_MAX = 64
 # How often a core's own invariants are verified: every so many pieces of work.
 _CHECK_EVERY = 16
 
@@ -32,7 +35,11 @@ class Host:
         state: the state machine: what each key holds.
         is_damaged: it does not start any more, because of what its disk says.
         is_disk_stuck: syncs do not end (a full disk, or one that hangs).
-        doom: the machine crashes at the next sync: before it, in it, or after it; or `REPLACING`.
+        is_paused: the process does not run; what comes for it waits.
+        is_clock_stopped: it runs, and no tick comes.
+        doom: the machine crashes at the next sync: before it, in it, or after it; or at the next
+            of a kind: `REPLACING`, `INSTALLING`.
+        dooms_left: it is doomed in the same way again when it is back, so often.
         disk_time: how long a sync takes at most, in tenths of a tick.
     """
 
@@ -48,13 +55,22 @@ class Host:
         self.disk_time = 0.0
         self.is_damaged = False
         self.is_disk_stuck = False
+        self.is_paused = False
+        self.is_clock_stopped = False
         self.doom = ""
+        self.dooms_left = 0
         self.core: Core | None = None
         self.applied = 0
         self.state: Content = {}
         self.incarnation = 0
         self.writes: dict[int, tuple[int, Operation]] = {}
         self.reads: dict[int, Operation] = {}
+        self._reads_asked = 0
+        self._deferred: list[tuple[Callable[[Any], None], Any]] = []
+        self._ticks_missed = 0
+        self._mail: list[Message] = []
+        self._watch = QuorumWatch(config.election_ticks)
+        self._commit_seen = 0
         self._reads_ready: list[tuple[int, Operation]] = []
         self._queue: list[Ready] = []
         self._syncing = 0
@@ -85,10 +101,15 @@ class Host:
             snapshot=disk.snapshot,
             entries=disk.entries(),
         )
+        world.truth.started(self.core)
         self.applied = disk.snapshot.index
         self.state = dict(world.content(disk.snapshot)) if content is None else content
         self._led = 0
+        self._reads_asked = 0
         world.after(self.tick_time * world.random(), self._tick, self.incarnation)
+        mail, self._mail = self._mail, []
+        for place, message in enumerate(mail):
+            world.after(1.0 + 0.1 * place, self.receive, message)
 
     def crash(self) -> None:
         """Lose power: what is being synced may survive in part."""
@@ -108,7 +129,11 @@ class Host:
             world.repairs.rot(self)
         self._queue = []
         self._syncing = 0
-        self.doom = ""
+        self.doom = self.doom if self.dooms_left else ""
+        self.dooms_left = max(0, self.dooms_left - 1)
+        self.is_paused = False
+        self._deferred = []
+        self._ticks_missed = 0
         self.writes = {}
         self.reads = {}
         self._reads_ready = []
@@ -117,25 +142,75 @@ class Host:
     # Events.
 
     def _tick(self, incarnation: int) -> None:
-        core = self.core
-        if core is None or incarnation != self.incarnation:
+        if self.core is None or incarnation != self.incarnation:
             return
-        core.tick()
-        self.work()
+        if self.is_paused:
+            self._ticks_missed += 1
+        elif not self.is_clock_stopped:
+            self.tick(1)
         self.world.after(self.tick_time, self._tick, incarnation)
 
-    def receive(self, message: Message) -> None:
-        """A message arrives."""
+    def tick(self, count: int) -> None:
+        """Let so many ticks pass at once."""
         core = self.core
-        if core is not None:
-            if self.world.trace is not None:
-                self.world.note("deliver", message)
+        if core is None:
+            return
+        for _ in range(count):
+            core.tick()
+            self._watch.ticked(core)
+        self.work()
+
+    def pause(self) -> None:
+        """Stop the process where it is; the disk and the network go on."""
+        if self.core is not None:
+            self.is_paused = True
+
+    def go_on(self) -> None:
+        """Run again: first the ticks that were missed, as a shell gives them, then what waits."""
+        if not self.is_paused or self.core is None:
+            return
+        self.world.note("goes on", self.id, self._ticks_missed)
+        self.is_paused = False
+        missed, self._ticks_missed = self._ticks_missed, 0
+        if missed:
+            # A leader has to know how late it is; to a follower it is harmless (`raft.state`).
+            ticks = min(missed, 2 * self.config.election_ticks) if self.core.is_leader else 1
+            self.tick(ticks)
+        deferred, self._deferred = self._deferred, []
+        for function, argument in deferred:
+            function(argument)
+
+    def _defers(self, function: Callable[[Any], None], argument: Any) -> bool:
+        """Keep an event for later if the process does not run."""
+        if self.is_paused:
+            self._deferred.append((function, argument))
+        return self.is_paused
+
+    def receive(self, message: Message) -> None:
+        """A message arrives; for one that is down some transport may keep it."""
+        core = self.core
+        world = self.world
+        if core is None:
+            if self.incarnation and len(self._mail) < _MAIL_MAX and world.keeps():
+                self._mail.append(message)
+        elif not self._defers(self.receive, message):
+            if world.trace is not None:
+                world.note("deliver", message)
+            self._watch.heard(core, message)
             core.step(message)
+            self.work()
+
+    def lost_touch(self, to: RaftID) -> None:
+        """The transport has lost what it was given for somebody."""
+        if self.core is not None and not self._defers(self.lost_touch, to):
+            self.core.unreachable(to)
             self.work()
 
     def snapshot_report(self, report: tuple[int, RaftID, bool]) -> None:
         """The stream of a snapshot ended."""
         incarnation, to, is_sent = report
+        if self._defers(self.snapshot_report, report):
+            return
         if self.core is not None and incarnation == self.incarnation:
             self.core.snapshot_sent(to, is_sent=is_sent)
             self.work()
@@ -145,9 +220,13 @@ class Host:
         core = self.core
         if core is None:
             return False
+        if self._defers(self._submit_late, operation):
+            return True
         if operation.kind == "read":
-            self.reads[operation.id] = operation
-            is_taken = core.read_index(operation.id)
+            # Each life counts anew, as a caller may.
+            self._reads_asked += 1
+            self.reads[self._reads_asked] = operation
+            is_taken = core.read_index(self._reads_asked)
         else:
             answer = core.propose([b"%d" % operation.id])
             is_taken = isinstance(answer, Accepted)
@@ -156,6 +235,10 @@ class Host:
         self.work()
         return is_taken
 
+    def _submit_late(self, operation: Operation) -> None:
+        if not self.submit(operation):
+            self.world.clients.refused(operation)
+
     # Duties.
 
     def work(self) -> None:  # noqa: C901 -- a duty each, in their order
@@ -163,15 +246,12 @@ class Host:
         core = self.core
         if core is None:
             return
-        if core.role is Role.LEADER and core.term != self._led:
-            self._led = core.term
-            self.world.note("leads", self.id, core.term)
-            self.world.truth.led(core)
-            self.world.faults.led(self)
+        self._note_leading(core)
         self._works += 1
         if self._works % _CHECK_EVERY == 0:
             core.check()
         while (ready := core.ready()) is not None:
+            self._note_leading(core)
             if ready.messages:
                 self._send(ready.messages)
             if ready.entries is not None:
@@ -189,9 +269,25 @@ class Host:
             if self._reads_ready:
                 self._serve_reads()
 
+    def _note_leading(self, core: Core) -> None:
+        """Let the observers see who leads, and what was just committed."""
+        if core.role is Role.LEADER and core.term != self._led:
+            self._led = core.term
+            self._commit_seen = core.log.commit
+            self._watch.led(core)
+            self.world.note("leads", self.id, core.term)
+            self.world.truth.led(core)
+            self.world.faults.led(self)
+        # One that has just committed its own removal leads no more.
+        if core.term == self._led and core.log.commit > self._commit_seen:
+            self._commit_seen = core.log.commit
+            self.world.truth.committing(core, self.world.disks)
+
     def _send(self, messages: list[Message]) -> None:
         world = self.world
         for message in messages:
+            if isinstance(message, Vote | VoteReply):
+                world.truth.voting(message)
             if isinstance(message, Install):
                 self._stream(message)
             else:
@@ -218,6 +314,8 @@ class Host:
         return True
 
     def _sync_ended(self, incarnation: int) -> None:
+        if self._defers(self._sync_ended, incarnation):
+            return
         # A disk that hung meanwhile began anew: of two ends, the first counts.
         is_current = incarnation == self.incarnation and not self.is_disk_stuck
         if is_current and self._syncing and self._synced(incarnation):
@@ -227,10 +325,13 @@ class Host:
         """The disk goes on."""
         if self.is_disk_stuck:
             self.is_disk_stuck = False
-            if self.core is not None and self._queue:
-                self._syncing = 0
-                self._sync()
-                self.work()
+            self._begin_sync_anew(None)
+
+    def _begin_sync_anew(self, _: None) -> None:
+        if self.core is not None and self._queue and not self._defers(self._begin_sync_anew, None):
+            self._syncing = 0
+            self._sync()
+            self.work()
 
     def _synced(self, incarnation: int) -> bool:
         """What was being synced is durable; return False if the machine crashed."""
@@ -239,13 +340,14 @@ class Host:
             return False
         done, self._queue = self._queue[: self._syncing], self._queue[self._syncing :]
         self._syncing = 0
-        if self.doom and (self.doom != REPLACING or self._is_replacing(done)):
+        if self.doom and self._is_doomed(done):
             self._fulfil_doom(done)
             return False
         for ready in done:
             if ready.has_to_store:
                 self.disk.store(ready)
             if ready.snapshot is not None:
+                self.world.truth.describing(ready.snapshot)
                 self.applied = ready.snapshot.index
                 self.state = dict(self.world.content(ready.snapshot))
         core.persisted(done[-1].number)
@@ -256,7 +358,12 @@ class Host:
             return self._sync()
         return True
 
-    def _is_replacing(self, done: list[Ready]) -> bool:
+    def _is_doomed(self, done: list[Ready]) -> bool:
+        """Whether this is the sync at which the machine crashes."""
+        if self.doom == INSTALLING:
+            return any(each.snapshot is not None for each in done)
+        if self.doom != REPLACING:
+            return True
         last = self.disk.last
         return any(each.entries is not None and each.entries.first <= last for each in done)
 
@@ -265,7 +372,7 @@ class Host:
         if self.doom == AFTER:
             for ready in done:
                 self.disk.store(ready)
-        elif self.doom in (TORN, REPLACING):
+        elif self.doom in (TORN, REPLACING, INSTALLING):
             for ready in done[:-1]:
                 self.disk.store(ready)
             self.disk.tear(done[-1], self.world.rng)
@@ -308,6 +415,7 @@ class Host:
 
     def _take_snapshot(self, core: Core) -> None:
         snapshot = core.describe_snapshot(self.applied)
+        self.world.truth.describing(snapshot)
         self.world.keep_content(snapshot, self.state)
         core.compact(self.applied, self.world.entries_kept)
         self.disk.keep_snapshot(snapshot, min(core.log.start, snapshot.index))

@@ -48,15 +48,15 @@ class Network:
         self.laggard = 0
         self._cut: set[int] = set()
 
-    def delays(self, sender: int, to: int) -> tuple[float, ...]:
-        """Return after which times a message arrives: never, once or twice."""
+    def delays(self, sender: int, to: int, late: float = 0.0) -> tuple[float, ...]:
+        """Return after which times a message arrives: never, once or twice; `late` is on top."""
         if self._cut and sender * _HOSTS_MAX + to in self._cut:
             return ()
         weather = self.weather
         chance = self._random()
         if chance < weather.loss:
             return ()
-        delay = weather.delay_min + weather.delay_spread * self._random()
+        delay = late + weather.delay_min + weather.delay_spread * self._random()
         chance -= weather.loss
         if chance < weather.late or (to == self.laggard and chance < _LAGGARD_LATE):
             return (delay + weather.late_time * self._random(),)

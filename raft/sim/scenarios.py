@@ -32,6 +32,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         fall_time: at most this long after it.
         is_changing_first: a new leader asks for a change before anything else.
         doubts: how long after an election former leaders are asked for what they no longer know.
+        leases: how likely the members read by leases; else they ask, and clocks do what they like.
+        files: how likely disks are files, which lose unsynced writes in any order at a crash.
+        kept: how likely a message to a host that is down is kept for its next life.
+        late_hand_over: how likely a leader's `TimeoutNow` is late, by up to three time-outs.
+        wild: how likely faults that this kind of trouble is not about are mixed in.
         rot: how likely stored bytes change when a machine loses power.
         is_disruption_checked: a member that comes back must not depose a good leader.
     """
@@ -57,12 +62,29 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     fall_time: float = 30.0
     is_changing_first: bool = False
     doubts: tuple[float, ...] = ()
+    leases: float = 0.5
+    files: float = 0.04
+    kept: float = 0.2
+    late_hand_over: float = 0.1
+    wild: float = 0.4
     rot: float = 0.0
     is_disruption_checked: bool = False
 
 
 _ROUGH = Weather(loss=0.05, double=0.05, late=0.02, delay_spread=8.0)
 _CALM = Weather()
+
+# What may happen in any run, whatever it is about.
+WILD: tuple[tuple[str, int], ...] = (
+    ("cut_one_way", 2),
+    ("mute", 2),
+    ("deafen", 2),
+    ("pause_one", 2),
+    ("pause_leader", 2),
+    ("disturb_clock", 3),
+    ("doom_installing", 1),
+    ("heal", 4),
+)
 
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
@@ -121,6 +143,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         faults=(("lag_leader", 1),),
         fault_time=300.0,
         duration=2000.0,
+        leases=0.8,
         weather=Weather(late_time=250.0),
         think_time=60.0,
         patience=8.0,
@@ -194,6 +217,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         name="promises",
         faults=(("betray", 1),),
+        leases=0.8,
         fault_time=400.0,
         duration=2400.0,
         think_time=60.0,
@@ -220,11 +244,90 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="transfers",
         faults=(("transfer", 8), ("isolate_leader", 2), ("transfer_and_isolate", 4), ("heal", 5)),
         fault_time=70.0,
+        leases=0.8,
         weather=Weather(late=0.05, late_time=60.0, delay_spread=3.0),
         think_time=60.0,
         patience=8.0,
         doubts=(5.0, 12.0, 19.0, 26.0, 33.0),
         election_ticks=10,
+    ),
+    Scenario(
+        name="handovers",
+        faults=(("transfer", 6), ("crash_one", 1), ("isolate_leader", 1), ("heal", 3)),
+        fault_time=90.0,
+        voters=(3, 5),
+        weather=Weather(delay_spread=4.0),
+        disk_time=3.0,
+        think_time=12.0,
+        operations=80,
+        clients=3,
+        late_hand_over=0.7,
+    ),
+    Scenario(
+        name="glimpses",
+        faults=(("glimpse", 1),),
+        fault_time=300.0,
+        duration=2500.0,
+        leases=0.8,
+        weather=Weather(delay_spread=2.0, late_time=90.0),
+        disk_time=12.0,
+        think_time=60.0,
+        patience=8.0,
+        doubts=tuple(3.0 * number for number in range(1, 25)),
+        election_ticks=10,
+        operations=40,
+    ),
+    Scenario(
+        name="blinks",
+        faults=(("blink_one", 8), ("isolate_leader", 2), ("crash_leader", 2), ("heal", 1)),
+        fault_time=20.0,
+        voters=(3, 4, 5),
+        weather=Weather(delay_spread=20.0, late=0.25, late_time=150.0),
+        kept=0.6,
+        operations=30,
+        think_time=40.0,
+    ),
+    Scenario(
+        name="clocks",
+        faults=(
+            ("disturb_clock", 6),
+            ("pause_one", 2),
+            ("pause_leader", 3),
+            ("mute", 1),
+            ("deafen", 1),
+            ("isolate_leader", 1),
+            ("pair_leader", 2),
+            ("crash_one", 1),
+            ("heal", 3),
+        ),
+        fault_time=50.0,
+        voters=(3, 5),
+        leases=0.3,
+        weather=Weather(delay_spread=3.0, late=0.02),
+        disk_time=2.0,
+        think_time=40.0,
+        patience=10.0,
+        doubts=tuple(9.0 * number for number in range(1, 12)),
+    ),
+    Scenario(
+        name="installations",
+        faults=(
+            ("doom_installing", 4),
+            ("isolate_one", 4),
+            ("crash_one", 3),
+            ("pause_one", 1),
+            ("heal", 6),
+        ),
+        fault_time=55.0,
+        files=0.5,
+        voters=(3,),
+        weather=Weather(loss=0.01, delay_spread=3.0),
+        disk_time=2.0,
+        snapshot_every=4,
+        entries_kept=0,
+        clients=3,
+        think_time=12.0,
+        operations=80,
     ),
     Scenario(
         name="replaced",
@@ -250,6 +353,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         snapshot_every=10,
         think_time=15.0,
         operations=100,
+        wild=0.0,
         rot=0.5,
     ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raft.core import Config, Core, Member, Membership, RaftID, Role, Snapshot, bootstrap
-from raft.core.messages import Message
+from raft.core.messages import Message, TimeoutNow
 from raft.sim.checks import Failure, Truth
 from raft.sim.clients import Clients
 from raft.sim.disk import Content, Disk
@@ -26,7 +26,12 @@ from raft.sim.scenarios import Scenario
 
 # The unit of time is a tenth of a tick.
 TICK_TIME = 10.0
-_CLOCK_DRIFT = 0.05
+# Clocks differ by so much at most while a leader has leases: within what `lease_ticks` bears.
+CLOCK_DRIFT = 0.1
+# How often a transport tells its member that it lost what it was given for another.
+_LOSS_REPORTED = 0.3
+# How often a machine that lost power is back at once.
+_BLINKS = 0.2
 _TRACE_LINES_MAX = 100_000
 
 
@@ -70,6 +75,8 @@ class World:
         self.election_ticks = scenario.election_ticks
         self.election_time = scenario.election_ticks * TICK_TIME
         self.patience = scenario.patience * TICK_TIME
+        # Without leases nothing rests on clocks, so they may do what they like.
+        self.has_leases = self.random() < scenario.leases
         self.clients = Clients(self, scenario.operations, scenario.think_time)
         self.hosts: dict[int, Host] = {}
         self.disks: list[Disk] = []
@@ -83,20 +90,20 @@ class World:
         """Make the machines; return how many of them, the first, are the group."""
         scenario = self.scenario
         voters = self.rng.choice(scenario.voters)
+        has_files = bool(scenario.rot) or self.random() < scenario.files
         for number in range(1, voters + scenario.spares + 1):
             config = Config(
                 id=RaftID(number),
                 election_ticks=scenario.election_ticks,
+                has_lease_reads=self.has_leases,
                 entries_max=scenario.entries_max,
                 under_way_messages_max=scenario.under_way,
                 promotion_lag_entries_max=20,
             )
-            drift = 1.0 + _CLOCK_DRIFT * (2.0 * self.random() - 1.0)
-            disk = Disk()
-            if scenario.rot:
-                disk = disk_class(config.id, self.rng, self.content)
-            host = Host(self, config.id, config, disk, TICK_TIME * drift)
-            host.disk_time = scenario.disk_time
+            disk = disk_class(config.id, self.rng, self.content) if has_files else Disk()
+            host = Host(self, config.id, config, disk, self.draw_tick_time())
+            # No two disks are equally fast; some of them are much slower than the others.
+            host.disk_time = scenario.disk_time * (0.2 + 1.6 * self.random())
             self.hosts[number] = host
             self.disks.append(host.disk)
         members = tuple(Member(RaftID(number), is_voter=True) for number in range(1, voters + 1))
@@ -126,9 +133,23 @@ class World:
     def send(self, message: Message) -> None:
         """Give a message to the network."""
         host = self.hosts[message.to]
-        for delay in self.network.delays(message.sender, message.to):
+        late = 0.0
+        if isinstance(message, TimeoutNow) and self.random() < self.scenario.late_hand_over:
+            late = 3.0 * self.election_time * self.random()
+        delays = self.network.delays(message.sender, message.to, late)
+        if not delays and self.random() < _LOSS_REPORTED:
+            self.after(0.0, self.hosts[message.sender].lost_touch, message.to)
+        for delay in delays:
             self._sequence += 1
             heapq.heappush(self._heap, (self.now + delay, self._sequence, host.receive, message))
+
+    def keeps(self) -> bool:
+        """Whether some transport keeps a message for a host that is down."""
+        return self.random() < self.scenario.kept
+
+    def draw_tick_time(self, spread: float = CLOCK_DRIFT) -> float:
+        """Return how long some host's tick takes."""
+        return TICK_TIME * (1.0 + spread * (2.0 * self.random() - 1.0))
 
     def note(self, *what: object) -> None:
         """Add a line to the trace."""
@@ -171,9 +192,12 @@ class World:
 
     def revive_later(self, host: Host) -> None:
         """Switch a crashed host on again after a while."""
-        self.after(2.0 * self.election_time * self.random(), self._revive, host)
+        is_quick = self.random() < _BLINKS
+        time = 2.0 if is_quick else 2.0 * self.election_time
+        self.after(time * self.random(), self.revive, host)
 
-    def _revive(self, host: Host) -> None:
+    def revive(self, host: Host) -> None:
+        """Switch a host on if it is not."""
         if host.core is None:
             self.note("start", host.id)
             host.start()
