@@ -70,7 +70,7 @@ def test_one_address_has_so_many_connections(on_node: OnNode, stack: Stack) -> N
             wanted = SOURCE_CONNECTIONS_MAX + MORE
             strangers = await opened(stack, lab, lab.client_namespace, lab.node, wanted)
             members = await opened(
-                stack, lab, lab.client_namespace, lab.node, wanted, "192.0.2.101"
+                stack, lab, lab.client_namespace, lab.node, wanted, source="192.0.2.101"
             )
             assert len(strangers) == SOURCE_CONNECTIONS_MAX
             assert len(members) == wanted < MEMBER_CONNECTIONS_MAX
