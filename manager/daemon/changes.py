@@ -173,7 +173,7 @@ class Changes(Place):
             machine = machine_addresses()
             listen_addr = resolve_listen(request.listen_addr, machine)
             data_path_addr = resolve_data_path(request.data_path_addr, machine)
-            joined, advertise_addr, key_pem = await self._ask_to_join(request, listen_addr)
+            joined, remote, advertise_addr, key_pem = await self._ask_to_join(request, listen_addr)
             self._clear_all()
             identity = Identity(
                 node_id=joined.node_id,
@@ -186,8 +186,10 @@ class Changes(Place):
             )
             try:
                 await self._enter(identity, joined, key_pem)
-            except BaseException:
+            except BaseException as error:
                 await self._stop_manager()
+                if isinstance(error, SwarmError):
+                    await self._withdraw(identity, remote)
                 await self._forget()
                 raise
             self._start_agent(identity)
@@ -196,8 +198,12 @@ class Changes(Place):
 
     async def _ask_to_join(
         self, request: JoinRequest, listen_addr: str
-    ) -> tuple[Joined, str, bytes]:
-        """Ask each remote address in turn; the last refusal is the one that is raised."""
+    ) -> tuple[Joined, str, str, bytes]:
+        """Ask each remote address in turn; the last refusal is the one that is raised.
+
+        Returns:
+            What was got, of whom, the address to advertise, and the key.
+        """
         if not request.remote_addrs:
             raise InvalidError("at least 1 RemoteAddr is required to join")
         from manager.httpapi.joinclient import fetch_certificate  # noqa: PLC0415 -- once in a life
@@ -220,7 +226,7 @@ class Changes(Place):
             except UnavailableError as error:
                 failure = error
                 continue
-            return joined, advertise_addr, key_pem
+            return joined, remote, advertise_addr, key_pem
         assert failure is not None
         raise failure
 
@@ -245,6 +251,9 @@ class Changes(Place):
             files=self._files,
         )
         self._use(identity, credentials)
+        from manager.httpapi.joinclient import reach_any  # noqa: PLC0415 -- once in a life
+
+        await reach_any([peer.addr for peer in joined.managers])
         self._remotes.add(ManagerPeer(peer.node_id, peer.addr) for peer in joined.managers)
         write_remembered(
             self._config.managers_file,
@@ -255,6 +264,17 @@ class Changes(Place):
         else:
             write_identity(self._config.identity_file, identity)
             self._ensure_client()
+
+    async def _withdraw(self, identity: Identity, remote: str) -> None:
+        """Leave no row behind of a join that failed; who does not hear of it shows a node more."""
+        from manager.httpapi.joinclient import withdraw  # noqa: PLC0415 -- once in a life
+
+        if self._credentials is None:
+            return
+        try:
+            await withdraw(remote, identity.node_id, self._credentials.source())
+        except SwarmError as error:
+            log.warning("join_not_withdrawn", node_id=identity.node_id, error=error.message)
 
     async def _wait_for_membership(self) -> None:
         """Return when the node works as what it joined as, or has had time enough for it."""

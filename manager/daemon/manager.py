@@ -23,6 +23,7 @@ import structlog
 from manager.ca.authority import CertificateAuthority, Joined
 from manager.ca.credentials import NodeCredentials
 from manager.ca.rotation import RootRotator
+from manager.controlapi.control import with_removed
 from manager.controlapi.ports import allocate_ports
 from manager.daemon.addresses import split_port
 from manager.daemon.identity import Identity
@@ -36,7 +37,7 @@ from manager.nodeport.standing import check_candidate, check_row
 from manager.orchestrator.loop import Orchestrator
 from manager.store import Transaction
 from proto.clock import Clock
-from proto.errors import DeniedError, NotLeaderError, SwarmError, UnavailableError
+from proto.errors import ConflictError, DeniedError, NotLeaderError, SwarmError, UnavailableError
 from proto.ids import NodeID
 from proto.objects import (
     Cluster,
@@ -44,6 +45,7 @@ from proto.objects import (
     Node,
     NodeAvailability,
     NodeRole,
+    NodeState,
     Reachability,
     root_certificates_pem,
 )
@@ -341,6 +343,28 @@ class Manager:
         unlock_key = await self.store.update(lambda tx: _note_addresses(tx, node_id, api_address))
         return Admission(member_id, self.raft.membership.members, unlock_key)
 
+    async def withdraw(self, node_id: NodeID) -> None:
+        """Forget a node that was let in and could not begin: its row, and its place in the group.
+
+        Raises:
+            NotLeaderError: another manager leads.
+            ConflictError: it has begun to work.
+        """
+        await self.store.update(lambda tx: _refuse_begun(tx, node_id))
+        await self.raft.remove(node_id)
+
+        def forget(tx: Transaction) -> None:
+            node = _refuse_begun(tx, node_id)
+            if node is None:
+                return
+            tx.delete(Node, node_id)
+            for cluster in tx.clusters:
+                removed = with_removed(cluster, node, now=tx.now)
+                tx.update(msgspec.structs.replace(cluster, removed_nodes=removed))
+
+        await self.store.update(forget)
+        log.info("join_withdrawn", node_id=node_id)
+
     async def dismiss(self, node_id: NodeID) -> None:
         """Take a manager out of the group on its own word; not one that is no manager any more.
 
@@ -463,6 +487,18 @@ async def leave_group(request: Callable[[], Awaitable[object]], seconds_max: flo
         log.warning("group_not_left", reason="no answer", waited_seconds=seconds_max)
     except SwarmError as error:
         log.warning("group_not_left", reason=error.message)
+
+
+def _refuse_begun(tx: Transaction, node_id: NodeID) -> Node | None:
+    """Return the row of a node that never worked, None if it is gone.
+
+    Raises:
+        ConflictError: it has begun to work.
+    """
+    node = tx.nodes.get(node_id)
+    if node is not None and node.status.state is not NodeState.UNKNOWN:
+        raise ConflictError(f"node {node_id} works in the swarm: let it leave, and remove it")
+    return node
 
 
 def _note_addresses(tx: Transaction, node_id: NodeID, api_address: str) -> str:

@@ -36,7 +36,7 @@ from proto.errors import (
     SwarmError,
     UnavailableError,
 )
-from proto.ids import ContainerID, ImageID, TaskID
+from proto.ids import ContainerID, ImageID, NodeID, TaskID
 from proto.logs import LogOptions, LogRecord
 from proto.objects import NodeAvailability, NodeRole, Object, Task
 from raft.transport.identity import MANAGER_ROLE, Credentials
@@ -161,6 +161,10 @@ class SwarmNode(Changes):
                 for node_id, status in sorted(manager.manager_statuses().items())
             ),
         )
+
+    async def withdraw(self, node_id: NodeID) -> None:
+        """Forget a node that was let in and could not begin."""
+        await self._managing().withdraw(node_id)
 
     async def read_barrier(self) -> None:
         """Wait until the store shows everything committed before; nothing to do on a worker."""

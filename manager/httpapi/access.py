@@ -16,16 +16,18 @@ from aiohttp.typedefs import Handler
 
 from manager.httpapi.backend import Backend
 from manager.httpapi.contexts import peer_identity
+from manager.httpapi.forward import FORWARDED
 from manager.httpapi.requests import CALLER, CLOCK, backend_of
 from manager.nodeport.standing import OpenCall, OpenCalls
 from proto.clock import Clock
 from proto.errors import DeniedError, InvalidError, NotFoundError
 from proto.objects import Cluster, Node, NodeRole
-from raft.transport.identity import Identity, check_manager
+from raft.transport.identity import MANAGER_ROLE, Identity, check_manager
 
 # A request for a certificate takes 1 KiB.
 JOIN_BYTES_MAX = 64 * 1024
 JOIN_PATHS = frozenset({"/join/v1/root", "/join/v1/certificate"})
+WITHDRAW_PATH = "/join/v1/node"
 
 _ONLY_READ = frozenset({"GET", "HEAD"})
 
@@ -63,6 +65,9 @@ async def only_managers(request: web.Request, handler: Handler) -> web.StreamRes
     if resource is not None and resource.canonical in JOIN_PATHS:
         await _read_small_body(request)
         return await handler(request)
+    if resource is not None and resource.canonical == WITHDRAW_PATH:
+        await _check_own(request)
+        return await handler(request)
     caller = request[CALLER] = await _checked_caller(request)
     if request.method not in _ONLY_READ:
         # What was begun is done; it was asked for by who was a manager.
@@ -74,6 +79,19 @@ async def only_managers(request: web.Request, handler: Handler) -> web.StreamRes
             if call.refusal is not None and request.transport is not None:
                 # A part of the answer may have been sent: there is no other way to end it.
                 request.transport.abort()
+
+
+async def _check_own(request: web.Request) -> None:
+    """Let a node take back its own join; a manager brings it to the leader."""
+    identity = _shown(request)
+    if identity.role == MANAGER_ROLE and FORWARDED in request.headers:
+        request[CALLER] = await _checked_caller(request)
+        return
+    cluster = backend_of(request).control().cluster()
+    if identity.cluster_id != cluster.id or request.app[CLOCK].wall() >= identity.valid_until:
+        raise DeniedError(f"the certificate of node {identity.node_id} is none of this cluster now")
+    if request.query.get("id") != identity.node_id:
+        raise DeniedError(f"node {identity.node_id} may take back its own join only")
 
 
 class Callers:
@@ -119,11 +137,17 @@ async def _read_small_body(request: web.Request) -> None:
     await request.read()  # kept: whoever reads it again gets the same
 
 
-async def _checked_caller(request: web.Request) -> Identity:
+def _shown(request: web.Request) -> Identity:
+    """Return what the certificate of the other end says."""
     tls = request.transport.get_extra_info("ssl_object") if request.transport else None
     identity = peer_identity(tls) if isinstance(tls, ssl.SSLObject) else None
     if identity is None:
         raise DeniedError(_ONLY_MANAGERS)
+    return identity
+
+
+async def _checked_caller(request: web.Request) -> Identity:
+    identity = _shown(request)
     await _check_proven(request, identity)
     return identity
 

@@ -81,6 +81,8 @@ def kind_of(method: str, path: str, query: Mapping[str, str]) -> Kind | None:
         return Kind.READ if is_live else None
     if parts == ["join", "v1", "certificate"]:
         return Kind.ONCE
+    if parts == ["join", "v1", "node"]:
+        return Kind.REPEATABLE
     if parts == ["swarm", "update"]:
         rotates = any(query.get(name, "").strip().lower() not in _NO for name in _ROTATIONS)
         return Kind.ONCE if rotates else Kind.REPEATABLE

@@ -453,6 +453,14 @@ class Peers(Protocol):
     def credentials(self) -> Credentials:
         """Return what this node shows to others, as of now. Must be quick."""
 
+    async def withdraw(self, node_id: NodeID) -> None:
+        """Forget a node that was let in and could not begin; called where this manager leads.
+
+        Raises:
+            ConflictError: it has begun to work: it leaves, and is removed.
+            NotLeaderError: another manager leads; nothing was done.
+        """
+
     async def issue_for_join(
         self,
         token: str,

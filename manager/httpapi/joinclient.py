@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 
@@ -30,7 +31,7 @@ from proto.ids import ClusterID, NodeID
 from proto.json_text import JsonError, decode_json
 from proto.objects import NodeAvailability, NodeRole
 from proto.text import printable
-from raft.transport.identity import MANAGER_ROLE
+from raft.transport.identity import MANAGER_ROLE, Credentials
 
 REACH_SECONDS_MAX = 3.0
 ANSWER_SECONDS_MAX = 5.0
@@ -203,3 +204,67 @@ def _refusal(remote_addr: str, status: int, body: bytes) -> SwarmError:
     if status in _REFUSED:
         return InvalidError(message)
     return UnavailableError(f"{remote_addr}: {message}")
+
+
+async def withdraw(remote_addr: str, node_id: NodeID, credentials: Credentials) -> None:
+    """Have the swarm forget this node again, which it had let in a moment ago.
+
+    Raises:
+        UnavailableError: it was not reached, or refused.
+    """
+    context = client_context(credentials.roots_pem.decode("ascii"), credentials)
+    timeout = aiohttp.ClientTimeout(total=REACH_SECONDS_MAX)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.delete(
+                f"https://{remote_addr}/join/v1/node",
+                params={"id": node_id},
+                ssl=context,
+                server_hostname=MANAGER_ROLE,
+                allow_redirects=False,
+            ) as answer,
+        ):
+            if answer.status != HTTPStatus.OK:
+                raise _refusal(remote_addr, answer.status, await answer.read())
+    except (aiohttp.ClientError, OSError) as error:  # a time-out is an OSError
+        raise UnavailableError(f"{remote_addr} was not reached: {error}") from error
+
+
+async def reach_any(addresses: Sequence[str]) -> None:
+    """Return when one of these takes a connection.
+
+    Raises:
+        UnavailableError: none does, and why.
+    """
+    reasons: dict[str, str] = {}
+
+    async def reach(address: str) -> bool:
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(REACH_SECONDS_MAX):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except TimeoutError:
+            reasons[address] = "no answer"
+        except OSError as error:
+            reasons[address] = os.strerror(error.errno) if error.errno else str(error)
+        else:
+            writer.close()
+            return True
+        return False
+
+    attempts = [asyncio.create_task(reach(address)) for address in addresses]
+    try:
+        for attempt in asyncio.as_completed(attempts):
+            if await attempt:
+                return
+    finally:
+        for task in attempts:
+            task.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
+    told = ", ".join(f"{address}: {reason}" for address, reason in sorted(reasons.items()))
+    raise UnavailableError(
+        "the swarm let this node in, but the port that its nodes talk on, the one after the "
+        f"managers' own, cannot be reached from here ({told or 'no address is known'}): open it "
+        "for TCP, and join again"
+    )

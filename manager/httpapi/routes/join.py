@@ -1,4 +1,4 @@
-"""/join/v1: how a machine becomes a node. The only paths that need no certificate.
+"""/join/v1: how a machine becomes a node. The only paths that need no manager's certificate.
 
 The root certificate is public: who asks checks it against the digest in its token, and trusts
 nothing else before. The token travels to a server that has been proven by it.
@@ -18,6 +18,7 @@ from manager.httpapi.convert.wire import Wire, decoded
 from manager.httpapi.requests import PEERS, backend_of, json_body, json_response
 from manager.nodeport.claims import node_address
 from proto.errors import UnavailableError
+from proto.ids import NodeID
 from proto.objects import NodeRole
 
 CSR_BYTES_MAX = 8 * 1024
@@ -79,6 +80,15 @@ async def certificate(request: web.Request) -> web.StreamResponse:
     return json_response(msgspec.to_builtins(_to_wire(joined)), 201)
 
 
+async def withdraw(request: web.Request) -> web.StreamResponse:
+    """Forget the node that calls, which could not begin what it joined for."""
+    peers = request.app[PEERS]
+    if peers is None:
+        raise UnavailableError("this daemon takes no nodes in")
+    await peers.withdraw(NodeID(request.query.get("id", "")))
+    return web.Response()
+
+
 def _to_wire(joined: Joined) -> WireJoined:
     return WireJoined(
         node_id=joined.node_id,
@@ -102,4 +112,5 @@ def _peers(managers: Any) -> tuple[WirePeer, ...]:
 ROUTES = (
     ("GET", "/join/v1/root", root),
     ("POST", "/join/v1/certificate", certificate),
+    ("DELETE", "/join/v1/node", withdraw),
 )

@@ -48,6 +48,32 @@ def test_address_without_a_manager_is_refused(apart, to):
     assert apart.files("w2") == before
 
 
+@pytest.mark.parametrize("role", ["Worker", "Manager"])
+@pytest.mark.parametrize("verdict", ["drop", "reject with tcp reset"])
+def test_a_join_that_cannot_reach_the_second_port_says_so_and_leaves_no_row(apart, role, verdict):
+    """A firewall that was opened for the first port only is found out at once, and by its name."""
+    before = apart.files("w2")
+    address, source = apart.host("m1").address, apart.host("w2").address
+    rules = (
+        "add table inet closed",
+        "add chain inet closed in { type filter hook input priority 0; }",
+        f"add rule inet closed in ip saddr {source} tcp dport 2378 {verdict}",
+    )
+    for rule in rules:
+        apart.host("m1").exec("nft", *rule.split())
+    try:
+        said, seconds = apart.join_refused("w2", "m1", apart.tokens("m1")[role])
+    finally:
+        apart.host("m1").exec("nft", "delete", "table", "inet", "closed")
+    assert f"{address}:2378" in said
+    assert "open it for TCP, and join again" in said
+    assert seconds < 2 * QUICK_SECONDS
+    assert "w2" not in apart.nodes("m1")
+    assert apart.state("w2") == "inactive"
+    assert apart.files("w2") == before
+    assert len(apart.api("m1", "GET", "/info")["Swarm"]["RemoteManagers"]) == 1
+
+
 def test_second_membership_is_refused(apart):
     """A node of a cluster neither begins nor joins another."""
     for name in ("m2", "w1"):

@@ -135,3 +135,21 @@ async def test_who_has_left_the_group_is_removed_without_a_demotion(leader, stat
         await control.remove_node("me", force=True)
     await control.remove_node("new", force=False)
     assert "new" not in leader.store.view().nodes
+
+
+@pytest.mark.parametrize("is_member_already", [True, False])
+async def test_a_join_that_failed_is_taken_back(leader, is_member_already):
+    """Neither a row nor a place in the group is left; whoever works cannot be forgotten so."""
+    if is_member_already:
+        await admit(leader, "new")
+    await Manager.withdraw(leader, "new")
+    assert not is_member(leader, "new")
+    assert "new" not in leader.store.view().nodes
+    removed = next(iter(leader.store.view().clusters)).removed_nodes
+    assert [one.id for one in removed] == ["new"]
+    await Manager.withdraw(leader, "new")  # the answer to the first was lost
+    works = leader.store.view().nodes.get("leaving")
+    status = msgspec.structs.replace(works.status, state=NodeState.READY)
+    await leader.store.update(lambda tx: tx.update(msgspec.structs.replace(works, status=status)))
+    with pytest.raises(ConflictError, match="leaving works in the swarm"):
+        await Manager.withdraw(leader, "leaving")
