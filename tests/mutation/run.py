@@ -1,9 +1,10 @@
 """Tests the tests of `raft.core`: `run.py [--sample N] [--jobs N] [--only TEXT] [--survivors]`.
 
-Each mutant (`mutate`) meets the unit tests of the core, then the first seeds of the simulator. One
-that passes both is a survivor: printed, and a fault of the tests unless `equivalent.toml` says why
-it means the same as the original. What was found is kept in `--results`, so that a run that was
-interrupted goes on where it was; a mutant whose module or whose tests changed is tried again.
+Each mutant (`mutate`) meets a few seeds of the simulator, the unit tests of the core, and then more
+seeds. One that passes all is a survivor: printed, and a fault of the tests unless `equivalent.toml`
+says why it means the same as the original. What was found is kept in `--results`, so that a run
+that was interrupted goes on where it was; a mutant whose module or whose tests changed is tried
+again.
 
 The exit code is 1 if a survivor without a reason is left, or a reason without a mutant.
 """
@@ -44,6 +45,8 @@ EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 CPU_SECONDS_MAX = 60
 WALL_SECONDS_MAX = 600.0
 MEMORY_BYTES_MAX = 4 << 30
+# So many seeds come before the unit tests.
+SEEDS_FIRST = 20
 SURVIVED = "survived"
 
 
@@ -88,6 +91,13 @@ class _Finder(MetaPathFinder):
 def fate_of(path: Path, source: str, seeds: int) -> str:
     """Run the tests against a mutant in this process, which is lost to anything else after it."""
     sys.meta_path.insert(0, _Finder(path, source))
+    from raft.sim.run import run_seed  # noqa: PLC0415 -- with the mutant in place
+
+    # Most mutants do not live long there: less time than the tests take to be loaded.
+    for seed in range(min(SEEDS_FIRST, seeds)):
+        outcome = run_seed(seed)
+        if outcome.failure:
+            return f"seed {seed}: {outcome.failure[:80]}"
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -96,9 +106,7 @@ def fate_of(path: Path, source: str, seeds: int) -> str:
     code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *TESTS])
     if code != pytest.ExitCode.OK:
         return f"unit tests: {code!s}"
-    from raft.sim.run import run_seed  # noqa: PLC0415 -- with the mutant in place
-
-    for seed in range(seeds):
+    for seed in range(min(SEEDS_FIRST, seeds), seeds):
         outcome = run_seed(seed)
         if outcome.failure:
             return f"seed {seed}: {outcome.failure[:80]}"
