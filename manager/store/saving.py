@@ -71,7 +71,9 @@ class Saver:
             await asyncio.wait([self._task])
 
     def _is_due(self) -> bool:
-        if self._task is not None or self._clock.monotonic() < self._not_before:
+        if self._task is not None:
+            return False
+        if self._not_before and self._clock.monotonic() < self._not_before:
             return False
         view, index = self._state()
         specs = [cluster.spec for cluster in view.clusters]

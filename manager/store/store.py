@@ -68,7 +68,7 @@ class _Proposed(msgspec.Struct):
     caller: asyncio.Future[Any]
     proposal: asyncio.Future[int]
     # Those whose answer rests on this one; each is told the error, or None.
-    observers: list[asyncio.Future[BaseException | None]] = msgspec.field(default_factory=list)
+    observers: tuple[asyncio.Future[BaseException | None], ...] = ()
 
     def end(self, error: BaseException | None) -> None:
         """Tell who waits; a caller that was cancelled does not undo the transaction."""
@@ -209,9 +209,8 @@ class Store:
                 or of this one, or no majority answers.
         """
         caller: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        refusal = self.refusal()
-        if refusal is not None:
-            caller.set_exception(refusal)
+        if self._refusal is not None or not self._term:
+            caller.set_exception(self.refusal() or NotLeaderError(""))
             return caller
         try:
             tx, result, entry = self._run(fn)
@@ -283,7 +282,7 @@ class Store:
         seen: asyncio.Future[BaseException | None] | None = None
         if self._line:
             seen = asyncio.get_running_loop().create_future()
-            self._line[-1].observers.append(seen)
+            self._line[-1].observers += (seen,)
         term = self._term
 
         def lost() -> SwarmError | None:
@@ -433,10 +432,10 @@ class Store:
         assert index > self._applied_index, "the log committed out of order"
         self._applied_index = index
         self._committed = proposed.view
-        self._saver.grew(proposed.byte_count)
         for watch in self._watches:
             watch.publish(proposed.changes)
         proposed.end(None)
+        self._saver.grew(proposed.byte_count)
         self._saver.save_if_due()
 
     def _fall_back(self, first: _Proposed, error: BaseException) -> None:
