@@ -23,6 +23,7 @@ from pathlib import Path
 from manager.lab.cgroups import CGROUP_PREFIX, remove_cgroup, remove_stale_cgroups
 from manager.lab.processes import (
     ProcessRef,
+    bearing,
     command_name,
     first_child,
     outer,
@@ -175,15 +176,21 @@ class Host:
 
     def cut_power(self) -> None:
         """End everything in the host at once; what is on its disk stays."""
+        # Whoever entered the host waits outside for what it started, and the kernel for both: one
+        # that was stopped, as `nsenter` is when its daemon is, would wait for ever.
+        for process in bearing(self._mark) if self._mark else ():
+            process.kill()
+        if self._daemon is not None:
+            self._daemon.kill()
         if self.init is not None:
             init = self.init
             init.kill()
             wait_for(lambda: not init.is_alive, f"host {self.name} does not end")
         elif self._holder is not None:
             self._holder.kill()  # its child goes with it
-        for process in (self._holder, self._daemon):
-            if process is not None:
-                process.wait(30)
+        for ours in (self._holder, self._daemon):
+            if ours is not None:
+                ours.wait(30)
         self.init = self._holder = self._daemon = None
         if self._owns_switch:
             self._switch.stop()
@@ -261,6 +268,7 @@ class Host:
                         *("--cgroup-parent", self.cgroup_parent, *options),
                     ]
                 ),
+                mark=self._mark,
                 environment=self.environment,
                 dies_with_us=False,  # it ends with the host
                 output=log,

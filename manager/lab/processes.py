@@ -128,6 +128,17 @@ def marked(prefix: str) -> Iterator[ProcessRef]:
             continue  # it ended while we looked
 
 
+def bearing(mark: str) -> list[ProcessRef]:
+    """Find the processes that have exactly this mark."""
+    entry = f"{MARK}={mark}".encode()
+    found = []
+    for pid in _pids():
+        with contextlib.suppress(OSError, RuntimeFailedError):  # it ended while we looked
+            if entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(ProcessRef.of(pid))
+    return found
+
+
 def marks(prefix: str) -> set[str]:
     """List the marks in use that begin so."""
     found = set()

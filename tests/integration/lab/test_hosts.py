@@ -177,6 +177,25 @@ def test_a_daemon_ends_alone(hosts):
     assert hosts.rows()["m2"][2] == "up"
 
 
+@pytest.mark.parametrize("verb", ["down", "kill"])
+def test_a_daemon_that_was_stopped_keeps_nothing_up(hosts, eventually, verb):
+    """SIGSTOP also stops who entered the host for it, and SIGCONT wakes only the daemon."""
+    host = hosts.lab.running("m1")
+    daemon = host.daemon
+    daemon.kill(signal.SIGSTOP)
+    # Its parent notices, and stops as well.
+    status = Path(f"/proc/{daemon.pid}/stat")
+    parent = Path("/proc", status.read_text().rpartition(")")[2].split()[1], "stat")
+    eventually(lambda: parent.read_text().rpartition(")")[2].split()[0] == "T")
+    daemon.kill(signal.SIGCONT)
+    if verb == "kill":
+        hosts("kill", "m1")
+        hosts("start", "m1")
+        hosts.lab.running("m1")
+    hosts("down")
+    assert hosts.name not in {mark.rpartition("/")[0].rpartition("/")[2] for mark in marks("/")}
+
+
 def test_logs_are_shown_and_followed(hosts):
     """The daemon's log, from the beginning, its end, or as it grows."""
     assert "daemon_started" in hosts("logs", "m1")
