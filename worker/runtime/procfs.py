@@ -7,6 +7,7 @@ A process is its PID together with the time it started (ticks since boot) and th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ _SIGNAL = re.compile(
     re.ASCII,
 )
 _ENDED = frozenset({b"Z", b"X"})
+# No such number; a thread's: ENOENT since Linux 6.9, EINVAL before. Source: pidfd_open(2).
+_NO_PROCESS = frozenset({errno.ESRCH, errno.ENOENT, errno.EINVAL})
 
 
 def boot_id() -> str:
@@ -91,15 +94,27 @@ def _depth(pid: int) -> int:
 
 def open_pidfd(pid: int, started: int) -> int | None:
     """Open a descriptor of exactly that process; None if it has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
+    descriptor = pidfd_of(pid)
+    if descriptor is None:
         return None
     # Only now is the PID pinned: a match of the start time after opening proves the identity.
     if start_time(pid) == started:
         return descriptor
     os.close(descriptor)
     return None
+
+
+def pidfd_of(pid: int) -> int | None:
+    """Open a descriptor of the process that has this number now; None if none has.
+
+    The number may be a thread's by now, for which the kernel has an error of its own.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _NO_PROCESS:
+            return None
+        raise
 
 
 def send_signal(pid: int, started: int, number: int) -> bool:

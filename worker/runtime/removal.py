@@ -104,9 +104,8 @@ def _bury_monitor(pid: int | None) -> None:
     """Wait for a monitor that ends by itself, where the daemon has inherited it as a child."""
     if pid is None or not procfs.is_child(pid, "conmon"):
         return
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
+    descriptor = procfs.pidfd_of(pid)
+    if descriptor is None:
         return
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
