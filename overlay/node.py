@@ -26,7 +26,7 @@ from overlay.ipam import AddressPool
 from overlay.netns import in_new_thread
 from overlay.nft import Nft, NftError, open_nft
 from overlay.observed import Observed, is_our_bridge, is_our_container_link
-from proto.errors import ConflictError, RuntimeFailedError, UnavailableError
+from proto.errors import ConflictError, RuntimeFailedError, UnavailableError, reason_of
 from proto.ids import ContainerID
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -332,7 +332,7 @@ class BridgeNetwork(NodeNetwork):
         try:
             await _uncancelled(in_new_thread(function))
         except OSError as error:
-            log.warning("connections_not_forgotten", reason=str(error))
+            log.warning("connections_not_forgotten", reason=reason_of(error))
 
     async def _kernel(self, what: str, function: Callable[[], T]) -> T:
         """Run blocking work in a thread; it always ends before this does."""
@@ -402,8 +402,9 @@ async def _uncancelled(work: Awaitable[T]) -> T:
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("cancelled_work_failed", reason=str(task.exception()))
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.warning("cancelled_work_failed", reason=reason_of(error))
         raise
 
 

@@ -28,6 +28,12 @@ class SwarmError(Exception):
         self.message = message
 
 
+def reason_of(error: BaseException) -> str:
+    """Say why something failed, for a log: many of Python's own errors have no text."""
+    what = "it took too long" if isinstance(error, TimeoutError) else type(error).__name__
+    return str(error) or what
+
+
 class NotFoundError(SwarmError):
     """The named object does not exist.
 

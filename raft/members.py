@@ -20,6 +20,7 @@ from proto.errors import (
     NotLeaderError,
     SwarmError,
     UnavailableError,
+    reason_of,
 )
 from raft.core import (
     NOBODY,
@@ -328,7 +329,9 @@ class Members(Shipping):
             except ConflictError:
                 await self._next_change()
             except SwarmError as error:
-                log.warning("raft_member_not_promoted", peer_id=member.node_id, error=str(error))
+                log.warning(
+                    "raft_member_not_promoted", peer_id=member.node_id, error=reason_of(error)
+                )
                 await asyncio.sleep(self._settings.tick_seconds)
             else:
                 log.info("raft_member_promoted", member_id=member_id, peer_id=member.node_id)

@@ -30,6 +30,7 @@ from proto.errors import (
     ResourceExhaustedError,
     SwarmError,
     UnavailableError,
+    reason_of,
 )
 from raft.core import (
     Entries,
@@ -207,7 +208,9 @@ class RaftNode(Members):
             try:
                 await node.close()
             except SwarmError as error:
-                log.warning("log_not_closed", directory=str(storage.directory), error=str(error))
+                log.warning(
+                    "log_not_closed", directory=str(storage.directory), error=reason_of(error)
+                )
             raise
         log.info(
             "log_opened",

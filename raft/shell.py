@@ -40,6 +40,7 @@ from proto.errors import (
     NotLeaderError,
     SwarmError,
     UnavailableError,
+    reason_of,
 )
 from raft import snapshot as snapshots
 from raft.applying import Applying
@@ -321,7 +322,7 @@ class Shell(Applying):
                 break
             except (SwarmError, OSError) as error:
                 self._disk_fault = error if isinstance(error, SwarmError) else self._disk_fault
-                log.error("log_not_reopened", error=str(error))  # noqa: TRY400 -- one line
+                log.error("log_not_reopened", error=reason_of(error))  # noqa: TRY400 -- one line
                 # Whoever waits for what was under way waits in vain: it may take for ever.
                 self._is_unreadable = True
                 self._wake()

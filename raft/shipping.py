@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from typing_extensions import override
 
-from proto.errors import DeniedError, SwarmError, UnavailableError
+from proto.errors import DeniedError, SwarmError, UnavailableError, reason_of
 from raft import lane as lanes
 from raft.core import RaftID, Snapshot, decode, encode
 from raft.core.messages import Install
@@ -185,7 +185,7 @@ class Shipping(Shell):
                     await self._stream(transport, member.node_id, install)
                     is_sent = True
             except (SwarmError, OSError) as error:
-                log.warning("snapshot_not_sent", peer_id=member.node_id, error=str(error))
+                log.warning("snapshot_not_sent", peer_id=member.node_id, error=reason_of(error))
             except Exception as error:  # whatever it is, the peer is offered another
                 log.error(  # noqa: TRY400 -- the exception is given
                     "snapshot_not_sent", peer_id=member.node_id, error=repr(error), exc_info=error

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from proto.errors import CorruptError, SwarmError
+from proto.errors import CorruptError, SwarmError, reason_of
 from raft import format as layout
 from raft import snapshot as snapshots
 from raft.core import NOBODY, Entries, HardState, Snapshot
@@ -395,7 +395,9 @@ class Storage:
             self.drop_keys()
         except SwarmError as error:
             # A full disk is no reason not to start; the next snapshot tries again.
-            log.warning("data_keys_not_dropped", directory=str(self.directory), error=str(error))
+            log.warning(
+                "data_keys_not_dropped", directory=str(self.directory), error=reason_of(error)
+            )
 
 
 @contextlib.contextmanager

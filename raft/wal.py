@@ -23,6 +23,7 @@ from pathlib import Path
 import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from proto.errors import reason_of
 from raft import format as layout
 from raft.files import File, Files, replace_file, write_all
 from raft.keys import KeyRing, RandomBytes
@@ -300,7 +301,7 @@ class Wal:
                 replace_file(self._files, path, self._encoded_mark())
             self._mark = self._files.open(path)
         except OSError as error:
-            log.warning("synced_mark_not_written", path=str(path), error=str(error))
+            log.warning("synced_mark_not_written", path=str(path), error=reason_of(error))
 
     def _encoded_mark(self) -> bytes:
         last = self._segments[-1] if self._segments else None
@@ -316,6 +317,8 @@ class Wal:
             self._mark.write_at(0, self._encoded_mark())
         except OSError as error:
             # An old mark is always true; only the help in telling damage is lost.
-            log.warning("synced_mark_not_written", path=str(self._directory), error=str(error))
+            log.warning(
+                "synced_mark_not_written", path=str(self._directory), error=reason_of(error)
+            )
             self._mark.close()
             self._mark = None

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from proto.errors import reason_of
 from proto.ids import TaskID
 from proto.objects import PortConfig, ServiceSpec, Task, TaskStatus, spec_version_id
 from worker.api import Assignment, StatusUpdate
@@ -211,7 +212,7 @@ class WorkerDB:
             log.error(
                 "worker_db_not_written",
                 path=str(self._path),
-                error=str(error),
+                error=reason_of(error),
                 consequence="tasks run on; it is tried again until the disk takes it",
             )
         self.fault = (

@@ -12,7 +12,7 @@ import random
 
 import structlog
 
-from proto.errors import ResourceExhaustedError, SwarmError, UnavailableError
+from proto.errors import ResourceExhaustedError, SwarmError, UnavailableError, reason_of
 from proto.ids import NodeID, TaskID
 from proto.objects import TaskStatus
 from worker.api import Dispatcher, StatusUpdate
@@ -75,7 +75,7 @@ class Reporter:
                 await self._dispatcher.update_statuses(self._node_id, updates)
         except (UnavailableError, ResourceExhaustedError, TimeoutError) as error:
             # It will pass: also the manager's disk is full only until somebody makes room.
-            log.warning("statuses_not_sent", updates=len(updates), error=str(error))
+            log.warning("statuses_not_sent", updates=len(updates), error=reason_of(error))
             self._wake.set()
             await asyncio.sleep(self._backoff.next_seconds())
             return

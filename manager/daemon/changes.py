@@ -55,6 +55,7 @@ from proto.errors import (
     LockedError,
     SwarmError,
     UnavailableError,
+    reason_of,
 )
 from proto.ids import NodeID
 from proto.objects import Node, NodeRole, NodeState
@@ -161,9 +162,14 @@ class Changes(Place):
                 while node is not None and node.status.state is not NodeState.READY:
                     await anext(watch)
                     node = store.view().nodes.get(node_id)
-        except (TimeoutError, StopAsyncIteration):
+        except (TimeoutError, StopAsyncIteration) as error:
             # The cluster exists and says why the node is not ready; that is no failure to begin it.
-            log.warning("agent_not_ready", node_id=node_id, waited_seconds=READY_SECONDS_MAX)
+            log.warning(
+                "agent_not_ready",
+                node_id=node_id,
+                waited_seconds=READY_SECONDS_MAX,
+                error=reason_of(error),
+            )
 
     async def swarm_join(self, request: JoinRequest) -> None:
         """Join the swarm of a manager at one of the given addresses, by its token."""
@@ -283,8 +289,8 @@ class Changes(Place):
             async with asyncio.timeout(seconds):
                 while not self._is_settled():  # noqa: ASYNC110 -- several things change
                     await asyncio.sleep(0.02)
-        except TimeoutError:
-            log.warning("join_not_settled", waited_seconds=seconds)
+        except TimeoutError as error:
+            log.warning("join_not_settled", waited_seconds=seconds, error=reason_of(error))
 
     def _is_settled(self) -> bool:
         agent = self._resources.agent

@@ -27,7 +27,7 @@ from manager.httpapi.server import serve_tls, serve_unix
 from overlay.firewall import HostFirewall
 from overlay.node import BridgeNetwork
 from proto.clock import Clock, SystemClock
-from proto.errors import InUseError, RuntimeFailedError, SwarmError
+from proto.errors import InUseError, RuntimeFailedError, SwarmError, reason_of
 from worker.images.store import ImageStore
 from worker.runtime import cgroups
 from worker.runtime.oci import OciRuntime
@@ -221,7 +221,7 @@ def lock_pid_file(path: Path) -> TextIO:
         file.flush()
     except OSError as error:
         # The lock is what counts. What is left in the buffer is not to be written at the end.
-        log.warning("pid_not_written", path=str(path), error=str(error))
+        log.warning("pid_not_written", path=str(path), error=reason_of(error))
         lock = os.dup(file.fileno())
         with contextlib.suppress(OSError):
             file.close()

@@ -42,7 +42,7 @@ from manager.nodeport.remotes import ManagerPeer, Remotes
 from manager.store.tables import View
 from overlay.api import NodeNetwork
 from proto.clock import Clock
-from proto.errors import InvalidError, ResourceExhaustedError, SwarmError
+from proto.errors import InvalidError, ResourceExhaustedError, SwarmError, reason_of
 from proto.logs import LogRequest
 from proto.objects import NodeDescription, NodeRole
 from raft.core import NOBODY, RaftID
@@ -219,7 +219,7 @@ class Parts(abc.ABC):
             self._credentials.set_roots(roots_pem)
         except (ResourceExhaustedError, OSError) as error:
             # The session goes on, and the next one tells them again.
-            log.warning("roots_not_stored", error=str(error))
+            log.warning("roots_not_stored", error=reason_of(error))
         except InvalidError as error:
             # Nobody would trust this node's own certificate: it has to be renewed first.
             log.warning("roots_not_taken", error=error.message)

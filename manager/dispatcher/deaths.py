@@ -19,7 +19,7 @@ from manager.dispatcher.writer import Writer
 from manager.store.tables import View
 from manager.store.transaction import Transaction
 from proto.clock import Clock
-from proto.errors import SwarmError
+from proto.errors import SwarmError, reason_of
 from proto.ids import NodeID, TaskID
 from proto.objects import Node, NodeRole, NodeState
 
@@ -199,7 +199,7 @@ class Deaths:
         error = None if done.cancelled() else done.exception()
         if error is None:
             return
-        log.warning("nodes_down_not_stored", count=len(node_ids), error=str(error))
+        log.warning("nodes_down_not_stored", count=len(node_ids), error=reason_of(error))
         if self._leads():
             # A full disk, perhaps. It is tried again for as long as this manager leads.
             until = self._clock.monotonic() + RETRY_SECONDS

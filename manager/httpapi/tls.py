@@ -29,7 +29,7 @@ from manager.httpapi.idle import IdleGuard
 from manager.httpapi.middleware import errors_as_json
 from manager.httpapi.requests import BACKEND, CALLER, CLOCK
 from manager.httpapi.serverlog import SERVER_LOGGER
-from proto.errors import InUseError, InvalidError, UnavailableError
+from proto.errors import InUseError, InvalidError, UnavailableError, reason_of
 from raft.transport.identity import Credentials
 
 BACKLOG = 1024
@@ -184,7 +184,7 @@ class _Room:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError as error:
-            log.debug("connection_not_attached", error=str(error))
+            log.debug("connection_not_attached", error=reason_of(error))
             accepted.close()
             self._on_ended(connection)
 

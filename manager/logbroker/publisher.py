@@ -64,7 +64,11 @@ class LogPublisher:
         if request.id in self._running:
             return
         if len(self._running) >= STREAMS_MAX:
-            log.warning("log_request_refused", task_id=request.task_id, streams=len(self._running))
+            log.warning(
+                "log_request_refused",
+                task_id=request.task_id,
+                error=f"{STREAMS_MAX} outputs are being sent already",
+            )
             return
         task = asyncio.create_task(self._fulfil(request))
         self._running[request.id] = task

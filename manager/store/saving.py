@@ -14,7 +14,7 @@ from manager.store.log import ReplicatedLog
 from manager.store.snapshot import snapshot_chunks
 from manager.store.tables import View
 from proto.clock import Clock
-from proto.errors import SwarmError
+from proto.errors import SwarmError, reason_of
 from proto.objects import ClusterSpec
 
 # A snapshot is also due when the log since the last one has grown to this: restart reads it all.
@@ -89,7 +89,7 @@ class Saver:
             await self._log.save_snapshot(index, snapshot_chunks(view))
         except (OSError, SwarmError) as error:
             self._not_before = self._clock.monotonic() + SNAPSHOT_RETRY_SECONDS
-            log.error("state_not_saved", index=index, error=str(error))  # noqa: TRY400 -- one line
+            log.error("state_not_saved", index=index, error=reason_of(error))  # noqa: TRY400 -- one line
         else:
             self._byte_count -= byte_count
             seconds = self._clock.monotonic() - start

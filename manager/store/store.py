@@ -49,6 +49,7 @@ from proto.errors import (
     ResourceExhaustedError,
     SwarmError,
     UnavailableError,
+    reason_of,
 )
 from proto.objects import Object
 
@@ -399,7 +400,9 @@ class Store:
         self._line.clear()
         self._head = self._committed
         if failed:
-            log.warning("transactions_failed", count=len(failed))
+            first = _error_of(failed[0].proposal)
+            reason = "it ran on what is void" if first is None else reason_of(first)
+            log.warning("transactions_failed", count=len(failed), error=reason)
         for proposed in failed:
             error = _error_of(proposed.proposal)
             if error is None:
@@ -443,7 +446,7 @@ class Store:
         failed = [first, *self._line]
         self._line.clear()
         self._head = self._committed
-        log.warning("transactions_failed", count=len(failed), error=str(error))
+        log.warning("transactions_failed", count=len(failed), error=reason_of(error))
         if not isinstance(error, NotLeaderError | ResourceExhaustedError):
             # Whether the entry is in the log is unknown, so the next version number may be taken.
             self._refusal = UnavailableError(

@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 from grpc import aio
 
-from proto.errors import SwarmError, UnavailableError
+from proto.errors import SwarmError, UnavailableError, reason_of
 from raft.transport.channels import (
     Guard,
     Interceptor,
@@ -137,7 +137,7 @@ class Port:
                 await self._listen(self._address)
             except (SwarmError, OSError) as error:
                 if not is_told:
-                    log.warning("node_port_not_renewed", reason=str(error))
+                    log.warning("node_port_not_renewed", reason=reason_of(error))
                 is_told = True
             else:
                 return

@@ -180,3 +180,50 @@ def test_every_dependency_has_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"]:
         assert re.search(r"[>=]=", requirement), requirement
+
+
+# Events of a failure: their names say so.
+FAILURE = re.compile(
+    r"(^|_)(not|failed|lost|refused|damaged|rejected|crashed|unreadable|denied|broken|dropped)(_|$)"
+)
+REASONS = {"error", "reason", "exc_info", "cause"}
+# Failures that are their own reason: nothing else is known of them.
+OWN_REASON = {
+    "container_monitor_lost",
+    "raft_leadership_lost",
+    "synced_mark_damaged",
+    "adopted_namespace_not_mounted",
+}
+
+
+def log_calls():
+    """Yield (file, line, level, event, keywords) of all log calls with a constant event."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                is_log = isinstance(node.func.value, ast.Name) and node.func.value.id == "log"
+                if is_log and node.args and isinstance(node.args[0], ast.Constant):
+                    keywords = {word.arg: word.value for word in node.keywords}
+                    where = path.relative_to(ROOT)
+                    yield where, node.lineno, node.func.attr, node.args[0].value, keywords
+
+
+def test_failures_are_logged_with_their_reason():
+    """A warning or an error about a failure says why; what has no text of its own gets one."""
+    missing = [
+        f"{where}:{line}: {event} is logged without a reason"
+        for where, line, level, event, keywords in log_calls()
+        if level in {"warning", "error"}
+        and FAILURE.search(event)
+        and event not in OWN_REASON
+        and not REASONS & keywords.keys()
+    ]
+    missing += [
+        f"{where}:{line}: str() of an error may be empty; use proto.errors.reason_of"
+        for where, line, _, _, keywords in log_calls()
+        for name, value in keywords.items()
+        if name in REASONS and isinstance(value, ast.Call) and ast.unparse(value.func) == "str"
+    ]
+    assert missing == []

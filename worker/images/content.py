@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
-from proto.errors import InvalidError, NotFoundError, ResourceExhaustedError, SwarmError
+from proto.errors import InvalidError, NotFoundError, ResourceExhaustedError, SwarmError, reason_of
 from proto.ids import ImageID
 from worker.images import state as states
 from worker.images.api import Image, Progress
@@ -389,7 +389,8 @@ def recovered(disk: Disk, stop: threading.Event) -> Content:
     for image_id, record in stored.images.items():
         config = _sound_config(disk, image_id)
         if config is None or not set(record.diff_ids) <= layers.keys():
-            log.warning("image_dropped_damaged", image_id=image_id)
+            part = "configuration" if config is None else "layers"
+            log.warning("image_dropped_damaged", image_id=image_id, error=f"its {part} are lost")
             lost.append(image_id)
             continue
         parsed[image_id] = config
@@ -433,7 +434,7 @@ def _unpacked_again(disk: Disk, diff_id: str, layer: LayerRecord, stop: threadin
     try:
         scratch = disk.new_scratch()
     except OSError as error:
-        log.warning("layer_not_mended", diff_id=diff_id, error=str(error))
+        log.warning("layer_not_mended", diff_id=diff_id, error=reason_of(error))
         return False
     try:
         unpacked = unpack_blob(blob, scratch, f"the layer {diff_id}", stop)
@@ -451,6 +452,6 @@ def _sound_config(disk: Disk, image_id: ImageID) -> Parsed | None:
     try:
         parsed = parse_config(disk.blob(image_id).read_bytes(), image_id)
     except (FileNotFoundError, InvalidError) as error:
-        log.warning("image_config_unreadable", image_id=image_id, error=str(error))
+        log.warning("image_config_unreadable", image_id=image_id, error=reason_of(error))
         return None
     return parsed if parsed.id == image_id else None

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from proto.errors import ResourceExhaustedError, RuntimeFailedError, SwarmError
+from proto.errors import ResourceExhaustedError, RuntimeFailedError, SwarmError, reason_of
 from worker.diskspace import FULL_ERRNOS
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
@@ -156,7 +156,7 @@ async def _settled(future: asyncio.Future[T]) -> None:
             continue
     error = None if future.cancelled() else future.exception()
     if error is not None and not isinstance(error, StoppedError):
-        log.warning("cancelled_work_failed", error=str(error))
+        log.warning("cancelled_work_failed", error=reason_of(error))
 
 
 def _translated(function: Callable[[threading.Event], T], stop: threading.Event, where: Path) -> T:

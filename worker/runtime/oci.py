@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from proto.clock import Clock, SystemClock
-from proto.errors import RuntimeFailedError, SwarmError
+from proto.errors import RuntimeFailedError, SwarmError, reason_of
 from proto.ids import ContainerID
 from proto.logs import LogOptions, LogRecord
 from worker.diskspace import FULL_ERRNOS, full_disk
@@ -297,7 +297,7 @@ class OciRuntime:
             directory.write("exit", str(LOST_EXIT_CODE).encode())
         except OSError as error:
             # A full disk ends monitors too; without the file the end is guessed anew each time.
-            log.warning("exit_not_written", container_id=container_id, error=str(error))
+            log.warning("exit_not_written", container_id=container_id, error=reason_of(error))
         return directory.exit_status() or ExitStatus(LOST_EXIT_CODE, self._clock.wall())
 
     def _with_memory(

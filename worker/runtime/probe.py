@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 
 from proto.clock import Clock
-from proto.errors import RuntimeFailedError
+from proto.errors import RuntimeFailedError, reason_of
 from proto.ids import ContainerID
 from worker.diskspace import full_disk
 from worker.files import tree
@@ -170,4 +170,4 @@ def _clear(place: Path) -> None:
     try:
         tree.remove(place)
     except OSError as error:
-        log.warning("trial_not_removed", path=str(place), error=str(error))
+        log.warning("trial_not_removed", path=str(place), error=reason_of(error))

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from proto.errors import reason_of
 from proto.ids import ContainerID
 from worker.runtime.api import LogConfig
 from worker.runtime.conmon import CONTROL_REOPEN_LOG
@@ -80,7 +81,9 @@ class Rotator:
                 is_alive = rotate(watched)
             except OSError as error:
                 if not watched.is_failing:
-                    log.warning("log_rotation_failed", container_id=container_id, error=str(error))
+                    log.warning(
+                        "log_rotation_failed", container_id=container_id, error=reason_of(error)
+                    )
                 watched.is_failing = True
                 continue
             watched.is_failing = False

@@ -69,7 +69,7 @@ async def end(process: subprocess.Popen[bytes]) -> None:
             await reap(process)
     except TimeoutError:
         # It waits in the kernel, for a disk; its end is noticed when the next program is started.
-        log.warning("program_does_not_end", pid=process.pid)
+        log.warning("program_not_ended", pid=process.pid, error="it was killed and still runs")
 
 
 async def run(

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from proto.errors import RuntimeFailedError
+from proto.errors import RuntimeFailedError, reason_of
 from proto.ids import ContainerID
 from worker.room import Room
 
@@ -83,7 +83,8 @@ class Threads:
 
     def _note_stuck(self, container_id: ContainerID, future: asyncio.Future[T]) -> None:
         if not future.done() and container_id:
-            log.error("runtime_step_stuck", container_id=container_id)
+            reason = f"it has not returned for {STEP_SECONDS_MAX:g} s"
+            log.error("runtime_step_not_ended", container_id=container_id, error=reason)
             self._stuck[container_id] = future  # type: ignore[assignment]  # nobody reads the result
 
     def _begun(self, function: Callable[[], T]) -> asyncio.Future[T]:
@@ -108,8 +109,8 @@ class Threads:
                 result, error = None, raised
             try:
                 loop.call_soon_threadsafe(finish, result, error)
-            except RuntimeError:
-                log.warning("runtime_step_ended_late")  # the loop is closed
+            except RuntimeError as late:
+                log.info("runtime_step_ended_late", error=reason_of(late))  # the loop is closed
 
         threading.Thread(target=work, name="runtime", daemon=True).start()
         return future
