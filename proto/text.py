@@ -10,6 +10,8 @@ that is shown comes from the store. Pure.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 CUT_MARK = "…"
 """The last character of a text that was cut."""
 
@@ -72,3 +74,8 @@ def _shown(character: str) -> str:
     if character.isspace():
         return " "
     return character.encode("unicode_escape").decode("ascii")
+
+
+def time_of_day(wall: float) -> str:
+    """Write seconds since the epoch as people read "since when"."""
+    return datetime.fromtimestamp(wall, UTC).strftime("%H:%M:%S UTC")

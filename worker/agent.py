@@ -33,6 +33,7 @@ from proto.errors import (
 from proto.ids import ContainerID, ImageID, NodeID, TaskID, container_id_of
 from proto.logs import LogOptions, LogRecord
 from proto.objects import Node, NodeDescription
+from proto.text import time_of_day
 from worker.api import AssignmentMessage, CompleteAssignments, Dispatcher, StatusUpdate
 from worker.backoff import Backoff
 from worker.container import (
@@ -50,6 +51,7 @@ from worker.task.events import Event, Forget, Instruction, Report, ReportBug
 from worker.task.phases import Phase
 from worker.task.table import Remains, TaskTable
 from worker.volumes import NOBODY, VolumeStore
+from worker.waits import SHOWN_SECONDS
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -108,7 +110,9 @@ class Agent:
         self.node: Node | None = None
         self.refusal = ""
         self._table = TaskTable()
-        self._reporter = Reporter(node_id, dispatcher, rng)
+        self._reporter = Reporter(node_id, dispatcher, rng, clock)
+        self._without_session_since = 0.0
+        self._session_reason = "none was asked yet"
         self._facts = NodeFacts(
             id=node_id, hostname=description.hostname, platform=description.platform
         )
@@ -330,14 +334,17 @@ class Agent:
     async def _keep_session(self) -> None:
         backoff = Backoff(self._rng, seconds_max=SESSION_PAUSE_SECONDS_MAX)
         while True:
+            self._without_session_since = self._without_session_since or self._clock.wall()
             try:
                 await self._one_session(backoff)
             except DuplicateNodeError as error:
                 self.refusal = error.message
                 log.error("node_is_elsewhere", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- as below
             except UnavailableError as error:
+                self._session_reason = error.message
                 log.warning("session_lost", node_id=self._node_id, error=error.message)
             except TimeoutError:
+                self._session_reason = "no manager answered"
                 log.warning("session_lost", node_id=self._node_id, error="no manager answered")
             except RemovedError as error:
                 backoff.slow_down()
@@ -347,8 +354,10 @@ class Agent:
                 self._obey(CompleteAssignments(()))
             except DeniedError as error:
                 backoff.slow_down()
+                self._session_reason = error.message
                 log.error("session_denied", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
             except SwarmError as error:
+                self._session_reason = error.message
                 log.error("session_refused", node_id=self._node_id, error=error.message)  # noqa: TRY400 -- the manager's answer, no trace needed
             except Exception:
                 log.exception("session_crashed", node_id=self._node_id)
@@ -361,6 +370,7 @@ class Agent:
         async with asyncio.timeout(REGISTER_SECONDS_MAX):
             self.node = await self._dispatcher.register(self._node_id, self._description)
         self.refusal = ""
+        self._without_session_since = 0.0
         log.info("session_opened", node_id=self._node_id)
         self._reporter.open()
         async with _closed_after(self._dispatcher.assignments(self._node_id)) as messages:
@@ -404,7 +414,18 @@ class Agent:
     def troubles(self) -> tuple[str, ...]:
         """Return what is wrong with this node's work, as sentences; its tasks run all the same."""
         fault = self._db.fault if self._db is not None else ""
-        return (*((fault,) if fault else ()), *self._runner.awaited())
+        found = (fault, self._session_trouble(), self._reporter.trouble, *self._runner.awaited())
+        return tuple(sentence for sentence in found if sentence)
+
+    def _session_trouble(self) -> str:
+        """Say that no manager lets this node in, since when and why; "" if one does."""
+        since = self._without_session_since
+        if not since or self._clock.wall() - since < SHOWN_SECONDS:
+            return ""
+        return (
+            f"waiting for a manager to let this node in since {time_of_day(since)} "
+            f"({self._session_reason})"
+        )
 
     # --- events and instructions ---
 

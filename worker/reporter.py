@@ -12,9 +12,11 @@ import random
 
 import structlog
 
+from proto.clock import Clock
 from proto.errors import ResourceExhaustedError, SwarmError, UnavailableError, reason_of
 from proto.ids import NodeID, TaskID
 from proto.objects import TaskStatus
+from proto.text import time_of_day
 from worker.api import Dispatcher, StatusUpdate
 from worker.backoff import Backoff
 
@@ -28,14 +30,27 @@ CALL_SECONDS_MAX = 5.0
 class Reporter:
     """A queue of one status per task, and the loop that empties it."""
 
-    def __init__(self, node_id: NodeID, dispatcher: Dispatcher, rng: random.Random) -> None:
+    def __init__(
+        self, node_id: NodeID, dispatcher: Dispatcher, rng: random.Random, clock: Clock
+    ) -> None:
         """Begin empty; `run` sends."""
         self._node_id = node_id
         self._dispatcher = dispatcher
         self._backoff = Backoff(rng)
         self._pending: dict[TaskID, TaskStatus] = {}
+        self._clock = clock
+        self._failing_since = 0.0
+        self._reason = ""
         self._wake = asyncio.Event()
         self._has_session = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        """Say that the manager does not take statuses, since when and why; "" if it does."""
+        if not self._reason:
+            return ""
+        since = time_of_day(self._failing_since)
+        return f"waiting for the manager to store statuses since {since} ({self._reason})"
 
     def add(self, task_id: TaskID, status: TaskStatus) -> None:
         """Queue a status; it replaces an older one of the task."""
@@ -76,6 +91,8 @@ class Reporter:
         except (UnavailableError, ResourceExhaustedError, TimeoutError) as error:
             # It will pass: also the manager's disk is full only until somebody makes room.
             log.warning("statuses_not_sent", updates=len(updates), error=reason_of(error))
+            self._failing_since = self._failing_since or self._clock.wall()
+            self._reason = reason_of(error)
             self._wake.set()
             await asyncio.sleep(self._backoff.next_seconds())
             return
@@ -84,6 +101,7 @@ class Reporter:
             log.error("statuses_refused", updates=len(updates), error=error.message)  # noqa: TRY400 -- the world's fault, no trace needed
         else:
             self._backoff.reset()
+        self._failing_since, self._reason = 0.0, ""
         for task_id, status in batch.items():
             if self._pending.get(task_id) is status:
                 del self._pending[task_id]

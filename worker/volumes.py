@@ -201,9 +201,9 @@ class VolumeStore:
         """
         try:
             self.inspect(name)
-        except RuntimeFailedError:
+        except RuntimeFailedError as error:
             # Nobody can use it with a damaged record; to remove it is the way out.
-            log.warning("damaged_volume_removed", volume=name)
+            log.warning("damaged_volume_removed", volume=name, error=error.message)
         self._damaged.discard(name)
         aside = self._root / f"{_DELETING}{secrets.token_hex(8)}"
         try:

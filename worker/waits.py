@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
 from proto.clock import Clock
 from proto.ids import TaskID
+from proto.text import time_of_day
 
 SHOWN_SECONDS = 5.0
 """What takes less is no news."""
@@ -51,7 +51,7 @@ class Waits:
             task_id: for which it is; `NO_TASK` if for the node.
             what: what it waits for, to stand behind "waiting for"; asked again now and then.
         """
-        since = datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%H:%M:%S UTC")
+        since = time_of_day(self._clock.wall())
         loop = asyncio.get_running_loop()
         key, said = object(), ""
         timer: asyncio.TimerHandle | None = None

@@ -23,6 +23,7 @@ from manager.ca.issue import new_key_and_csr
 from manager.ca.root import BACKDATE_SECONDS
 from proto.clock import Clock
 from proto.errors import SwarmError, UnavailableError
+from proto.text import time_of_day
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
@@ -76,6 +77,8 @@ class Renewer:
         # The certificate is stored, but the authority was not told yet.
         self._is_untold = False
         self._due = 0.0
+        self._failing_since = 0.0
+        self._reason = ""
 
     def hurry(self) -> None:
         """Renew at once: the root changes, or the role did. Asked in vain, it costs a renewal."""
@@ -109,6 +112,16 @@ class Renewer:
         self._due = self._clock.wall()
         self._woken.set()
 
+    @property
+    def trouble(self) -> str:
+        """Say that the authority gives no certificate, since when and why; "" if it does."""
+        if not self._reason:
+            return ""
+        return (
+            "waiting for a new certificate of this node since "
+            f"{time_of_day(self._failing_since)} ({self._reason})"
+        )
+
     async def run(self) -> None:
         """Renew whenever it is time, until cancelled."""
         failures = 0
@@ -121,6 +134,8 @@ class Renewer:
                 await (self._tell() if self._is_untold and not is_hurried else self._renew())
             except SwarmError as error:
                 failures += 1
+                self._failing_since = self._failing_since or self._clock.wall()
+                self._reason = error.message
                 pause = self._pause(failures)
                 self._due = self._clock.wall() + pause
                 # What was refused, unlike what did not arrive, would be refused again.
@@ -133,6 +148,7 @@ class Renewer:
                 )
             else:
                 failures = 0
+                self._failing_since, self._reason = 0.0, ""
                 self._due = self._draw()
 
     def _pause(self, failures: int) -> float:

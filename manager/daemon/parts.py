@@ -144,8 +144,10 @@ class Parts(abc.ABC):
         return describe(self._machine, "; ".join(self._troubles()))
 
     def _troubles(self) -> tuple[str, ...]:
-        """Say what keeps this node from all that it is to do."""
-        return tuple(text for text in (self._role_problem, *self._resources.troubles()) if text)
+        """Say what keeps this node from all that it is to do, and what it waits for."""
+        renewing = "" if self._renewer is None else self._renewer.trouble
+        found = (self._role_problem, renewing, *self._resources.troubles())
+        return tuple(text for text in found if text)
 
     def _start_agent(self, identity: Identity) -> None:
         self._supervisor.start("agent", lambda: self._run_agent(identity))

@@ -46,6 +46,7 @@ from proto.errors import (
     LockedError,
     SwarmError,
     UnavailableError,
+    reason_of,
 )
 from proto.ids import NodeID
 from raft.core import NOBODY
@@ -263,7 +264,7 @@ class Place(Parts):
                         f"this node is to be a {wanted} of the swarm and does not work as one yet: "
                         f"{error}; it is tried again"
                     )
-                    log.warning("role_not_taken", wanted=wanted, error=str(error))
+                    log.warning("role_not_taken", wanted=wanted, error=reason_of(error))
                 else:
                     log.info("role_taken", role=wanted)
                     continue

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from disk.replace import replace_file
+from proto.errors import reason_of
 from proto.ids import NodeID
 from raft.core import Member, RaftID
 from raft.files import disk_error
@@ -43,7 +44,7 @@ def read_remembered(path: Path) -> tuple[RememberedMember, ...]:
     except FileNotFoundError:
         return ()
     except (msgspec.DecodeError, OSError) as error:
-        log.warning("managers_file_damaged", path=str(path), error=str(error))
+        log.warning("managers_file_damaged", path=str(path), error=reason_of(error))
         return ()
 
 

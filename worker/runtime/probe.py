@@ -67,6 +67,11 @@ async def probe(
             "no container can be run: conmon is not installed (apt-get install conmon)"
         )
     reasons = []
+    places = [state_dir] if spare_dir is None else [state_dir, spare_dir]
+    if spare_dir is not None and (full := full_disk(state_dir)):
+        # It would fail, and cost time in which the managers take this node for dead.
+        reasons.append(full)
+        places = [spare_dir]
     untried: Binaries | None = None
     for name in candidates:
         path = shutil.which(name)
@@ -74,7 +79,7 @@ async def probe(
             reasons.append(f"{name} is not installed (apt-get install {name})")
             continue
         binaries = Binaries(name, path, monitor, await _version(path))
-        for place in [state_dir] if spare_dir is None else [state_dir, spare_dir]:
+        for place in places:
             refusal = await _try(binaries, place, cgroup_parent, clock)
             if refusal is None:
                 return binaries, _found(binaries, reasons)

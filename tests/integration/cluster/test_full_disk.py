@@ -39,6 +39,8 @@ def full(request, make_cluster, rootfs, eventually):
     """A manager, and a worker on a small disk, with a checked and a noisy service on the worker."""
     kind = request.param
     cluster = make_cluster(f"fd{kind}", 1, 1, is_formed=True)
+    # However long a daemon takes to come back on a busy machine, its node is not taken for dead.
+    cluster.docker("m1", "swarm", "update", "--dispatcher-heartbeat", "20s")
     cluster.lab.kill_daemon("w1", "TERM")
     _sh(cluster, "w1", MOVE.format(mount=MOUNTS[kind].format(bytes=DISK_BYTES)))
     cluster.lab.start("w1")

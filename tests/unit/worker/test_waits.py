@@ -17,6 +17,7 @@ from proto.ids import ContainerID, TaskID
 from proto.objects import ContainerSpec
 from proto.states import TaskState
 from worker import room as rooms
+from worker.agent import REGISTER_SECONDS_MAX
 from worker.api import Assignment
 from worker.images.api import Image, Progress
 from worker.pulls import PULLS_MAX, SharedPulls
@@ -219,3 +220,54 @@ async def test_a_step_that_hangs_in_a_thread_holds_only_its_container(monkeypatc
     with pytest.raises(ZeroDivisionError):
         await pool.run(C1, lambda: 1 // 0)
     await pool.close()
+
+
+def test_managers_that_do_not_answer_are_shown(play, assigned: Assigned) -> None:
+    """A node without a session says since when and why; attempts end, and the next one succeeds."""
+
+    async def scenario(world) -> None:
+        register = world.manager.register
+
+        async def hang(*_args):
+            await asyncio.sleep(HOUR)
+
+        world.manager.register = hang
+        world.manager.tasks[T1] = assigned()
+        agent = await world.start()
+        await world.eventually(lambda: bool(agent.troubles()))
+        assert agent.troubles()[0].startswith("waiting for a manager to let this node in since ")
+        await asyncio.sleep(REGISTER_SECONDS_MAX)
+        assert "(no manager answered)" in agent.troubles()[0]
+        world.manager.register = register
+        await world.eventually(lambda: world.manager.sessions == 1, within=2 * REGISTER_SECONDS_MAX)
+        await world.until(T1, TaskState.RUNNING)
+        assert agent.troubles() == ()
+        await world.stop(agent)
+
+    play(scenario)
+
+
+def test_a_manager_that_stores_nothing_is_shown(play, assigned: Assigned) -> None:
+    """A report without an answer is given up, tried again, and named with its reason."""
+
+    async def scenario(world) -> None:
+        update = world.manager.update_statuses
+        calls = []
+
+        async def hang(*_args):
+            calls.append(1)
+            await asyncio.sleep(HOUR)
+
+        world.manager.update_statuses = hang
+        world.manager.tasks[T1] = assigned()
+        agent = await world.start()
+        await world.eventually(lambda: len(calls) > 1)
+        (trouble,) = agent.troubles()
+        assert trouble.startswith("waiting for the manager to store statuses since ")
+        assert trouble.endswith("(it took too long)")
+        world.manager.update_statuses = update
+        await world.until(T1, TaskState.RUNNING)
+        await world.eventually(lambda: agent.troubles() == ())
+        await world.stop(agent)
+
+    play(scenario)
