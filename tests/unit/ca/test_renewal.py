@@ -268,3 +268,18 @@ async def test_a_certificate_from_a_clock_that_was_ahead_is_renewed(
     assert credentials.is_valid_at(clock.now)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_renewal_that_fails_is_named_until_it_succeeds(renewer, requests):
+    """Since when and why the authority gives no certificate; nothing when it does."""
+    requests.failures = [UnavailableError("no manager answered as leader")]
+    running = asyncio.create_task(renewer.run())
+    await asyncio.sleep(0)
+    assert renewer.trouble == ""
+    renewer.hurry()
+    await until(lambda: renewer.trouble != "")
+    assert renewer.trouble.startswith("waiting for a new certificate of this node since ")
+    assert renewer.trouble.endswith(" UTC (no manager answered as leader)")
+    renewer.hurry()
+    await until(lambda: renewer.trouble == "")
+    running.cancel()
