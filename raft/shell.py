@@ -355,7 +355,7 @@ class Shell(Applying):
         if self._failure is not None:
             return
         if isinstance(error, ForgottenEntriesError):
-            log.error("raft_member_forgot", error=str(error), remedy="demote and promote it")
+            log.error("raft_member_forgot", error=reason_of(error), remedy="demote and promote it")
             failure = self._failure = self._forgotten()
             self._wal_lane.submit(self._storage.mark_forgotten, self._report_mark)
         else:

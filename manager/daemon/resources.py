@@ -34,9 +34,16 @@ class Resources:
         self._images = images
         self.agent: Agent | None = None
         self._releasing: asyncio.Task[None] | None = None
+        self._saving: asyncio.Task[None] | None = None
 
     def troubles(self) -> tuple[str, ...]:
-        """Return what hampers this node's work, as sentences without numbers that change."""
+        """Return what hampers this node's work, as sentences without numbers that change.
+
+        Asked every few seconds; so it is tried again, too, to write what the images' disk refused.
+        """
+        is_saving = self._saving is not None and not self._saving.done()
+        if self._images.fault and not is_saving:
+            self._saving = asyncio.create_task(self._images.save_again())
         found = [full_disk(self._config.state_dir), self._images.fault]
         if self.agent is not None:
             found += self.agent.troubles()
@@ -44,8 +51,9 @@ class Resources:
 
     async def close(self) -> None:
         """Wait for what is under way."""
-        if self._releasing is not None:
-            await self._releasing
+        for work in (self._releasing, self._saving):
+            if work is not None:
+                await work
 
     def images_in_use(self) -> Mapping[ImageID, ImageUse]:
         """Map images to a container that needs each, a running one if there is one."""

@@ -83,7 +83,10 @@ class _Local:
         while True:
             try:
                 await keep_described(
-                    told, self._describe, lambda newer: self._core.describe(self._session, newer)
+                    told,
+                    self._describe,
+                    lambda newer: self._core.describe(self._session, newer),
+                    is_own=True,
                 )
             except SwarmError as error:
                 log.warning("description_not_stored", error=error.message)

@@ -24,7 +24,7 @@ from pathlib import Path
 import structlog
 
 from disk.replace import replace_file
-from proto.errors import ConflictError, CorruptError, InvalidError
+from proto.errors import ConflictError, CorruptError, InvalidError, reason_of
 from worker.diskspace import FULL_ERRNOS
 from worker.files import kernel, tree
 from worker.images import state as states
@@ -193,7 +193,7 @@ class Disk:
         try:
             aside = self.set_aside(left_over)
         except OSError as error:
-            log.warning("image_rest_not_removed", path=str(directory), error=str(error))
+            log.warning("image_rest_not_removed", path=str(directory), error=reason_of(error))
             return []
         self._swept(aside)
         return [path.name for path in left_over]
@@ -204,7 +204,7 @@ class Disk:
             try:
                 self.clear([path])
             except OSError as error:
-                log.warning("image_rest_not_removed", path=str(path), error=str(error))
+                log.warning("image_rest_not_removed", path=str(path), error=reason_of(error))
 
     def _replace(self, path: Path, data: bytes) -> None:
         # In the scratch directory: whatever else is among the blobs is one.

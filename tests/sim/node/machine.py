@@ -313,6 +313,8 @@ class Images:
 
     has_hidden = False
 
+    fault = ""
+
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._held = {ref: _image(ref) for ref in _LOCAL_IMAGES}
