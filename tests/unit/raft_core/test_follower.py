@@ -101,3 +101,18 @@ def test_a_snapshot_is_acknowledged_once_it_is_stored():
     assert core.log.durable == 0
     core.persisted(ready.number)
     assert core.log.commit == core.log.delivered == 9
+
+
+def test_what_was_being_stored_when_a_snapshot_came_counts_for_nothing():
+    """The end of the old sync says nothing about the log that takes its place."""
+    core = follower([1, 1])
+    data = [b"2"] * 10
+    core.step(Append(ONE, TWO, 2, 2, 1, 1, Entries(3, data, ((3, 2),))))
+    former = core.ready()
+    assert former.entries.last == 12
+    core.step(Install(THREE, TWO, 3, Snapshot(9, 3, MEMBERSHIP)))
+    installing = core.ready()
+    core.persisted(former.number)
+    assert core.log.durable == 0
+    core.persisted(installing.number)
+    assert core.log.durable == core.log.last == 9

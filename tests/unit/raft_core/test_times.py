@@ -89,6 +89,19 @@ def test_a_leader_whose_disk_hangs_gives_way_in_time(group, setting, expected):
     assert leader.leader == 0
 
 
+def test_a_lone_leader_whose_disk_hangs_tells_nobody(group):
+    """There is no follower that could begin."""
+    cores = group(1)
+    leader = cores.elect(1)
+    leader.propose([b"x"])
+    assert leader.ready().entries is not None
+    assert silent_ticks(leader, lambda: not leader.is_leader) == 10
+    sent = []
+    while (ready := leader.ready()) is not None:
+        sent += ready.messages
+    assert sent == []
+
+
 def test_a_leader_without_answers_steps_down_after_an_election_time_out(group):
     """Not a tick later, and not before: some other may be elected from then on."""
     cores = group(3)
