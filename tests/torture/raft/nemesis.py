@@ -110,7 +110,8 @@ def plan(  # noqa: C901, PLR0912 -- one case a kind
         case "replace":
             seconds = rng.uniform(0.0, 0.5)
         case "hang":
-            seconds = rng.uniform(0.3, 10.0)
+            # No longer than others: a change of members waits for a majority no longer either.
+            seconds = rng.uniform(0.3, 4.0)
         case "pause" | "fill" | "change":
             pass
         case _:
