@@ -7,6 +7,7 @@ from raft.core.messages import (
     AppendReply,
     Heartbeat,
     HeartbeatReply,
+    Install,
     PreVote,
     ReadReply,
     ReadRequest,
@@ -245,3 +246,47 @@ def test_an_answer_from_a_stranger_counts_for_nothing(group):
     leader.step(HeartbeatReply(RaftID(9), ONE, leader.term, 99))
     assert leader.log.commit == commit
     assert leader._confirmed <= leader._round
+
+
+def test_proposals_are_refused_from_the_bound_on(group):
+    """As many bytes as the bound may wait, and no byte more."""
+    cores = group(3, uncommitted_bytes_max=10)
+    leader = cores.elect(1)
+    cores.isolate(1)
+    assert isinstance(leader.propose([b"x" * 9]), Accepted)
+    assert isinstance(leader.propose([b"x"]), Accepted)
+    refusal = leader.propose([b"x"])
+    assert isinstance(refusal, Refused)
+    assert refusal.code is RefusalCode.BUSY
+
+
+def test_heartbeats_go_before_what_waits_and_displace_nothing(group):
+    """Whatever is to be sent already is sent after them."""
+    cores = group(3)
+    leader = cores.elect(1)
+    leader.step(PreVote(TWO, ONE, leader.term, 9, leader.term))
+    leader.tick()
+    kinds = [type(each).__name__ for each in leader.ready().messages]
+    assert kinds == ["Heartbeat", "Heartbeat", "PreVoteReply"]
+
+
+def test_a_snapshot_is_offered_once_until_it_is_reported(group):
+    """Answers of the follower meanwhile are no reason to send it again."""
+    cores = group(3)
+    leader = cores.elect(1)
+    cores.isolate(3)
+    for number in range(5):
+        leader.propose([b"%d" % number])
+        cores.settle()
+    leader.compact(leader.log.delivered, 0)
+    leader.propose([b"x"])
+    cores.settle()
+    cores.tick(2)
+    leader.unreachable(THREE)
+    offered = 0
+    for _ in range(5):
+        leader.tick()
+        leader.step(HeartbeatReply(THREE, ONE, leader.term, leader._round))
+        while (ready := leader.ready()) is not None:
+            offered += sum(isinstance(each, Install) for each in ready.messages)
+    assert offered == 1
