@@ -25,7 +25,7 @@ from manager.dispatcher.deaths import Deaths
 from manager.dispatcher.descriptions import accepted, redescription, registration
 from manager.dispatcher.liveness import Beat, RegistrationLimit, spread_seconds
 from manager.dispatcher.session import OpenSession, Session
-from manager.dispatcher.statuses import Ignored, IgnoredStatuses, write_status
+from manager.dispatcher.statuses import Ignored, IgnoredStatuses, cost, write_status
 from manager.dispatcher.wishes import LogWishes
 from manager.dispatcher.writer import Writer
 from manager.nodeport.allowance import Allowance, Rate
@@ -76,7 +76,11 @@ UPDATES_MAX = 10_000
 """Statuses in one report."""
 
 STATUSES_RATE = Rate(burst=2 * UPDATES_MAX, per_second=1_000)
-"""What a node may have written of its tasks. A hundred tasks that begin at once write 500."""
+"""What a node may have written of its tasks, by their `cost`. A hundred tasks that begin at once
+write 500."""
+
+TURN_SECONDS_MIN = 0.001
+"""A wait that is all but over is not cut into ever smaller ones."""
 
 DESCRIPTIONS_RATE = Rate(burst=5, per_second=0.5)
 """How often a node may change what it says of itself; it does so when its labels change."""
@@ -313,7 +317,7 @@ class DispatcherCore:
             raise InvalidError(f"a report has at most {UPDATES_MAX} statuses")
         if not session.is_local:
             self._deaths.heard(session.node_id)
-        await self._wait_for_turn(self._statuses, session, len(updates))
+        await self._wait_for_turn(self._statuses, session, sum(map(cost, updates)))
         writes = [_status(session.node_id, update) for update in updates]
         results = await self._writer.put(writes)
         ignored = self._ignored.note(session.node_id, results, self._clock.monotonic())
@@ -337,7 +341,7 @@ class DispatcherCore:
         while seconds := allowance.take(session.node_id, self._clock.monotonic(), count):
             # It is this manager that does not read on: no heartbeat can come meanwhile.
             self._deaths.heard(session.node_id)
-            await asyncio.sleep(min(seconds, LOOK_SECONDS))
+            await asyncio.sleep(min(max(seconds, TURN_SECONDS_MIN), LOOK_SECONDS))
             session.check_open()
 
     def end(self, session: OpenSession, *, is_goodbye: bool = False) -> None:

@@ -19,6 +19,22 @@ from proto.objects import TaskStatus
 from proto.states import Actor, TaskState, is_transition
 from raft.transport.throttle import KEYS_MAX, Throttle
 
+COST_CHARACTERS = 256
+"""So much text of a status counts as one status. An honest one has less."""
+
+_PORT_CHARACTERS = 32
+
+
+def cost(update: StatusUpdate) -> int:
+    """Return how many statuses one counts as: what it may take in the log, not only that it is one.
+
+    A program that was taken may write thousands of characters into each, and names of ports.
+    """
+    status = update.status
+    characters = len(status.message) + len(status.err) + len(status.container_id)
+    characters += sum(len(port.name) + _PORT_CHARACTERS for port in status.host_ports)
+    return 1 + characters // COST_CHARACTERS
+
 
 class Ignored(msgspec.Struct, frozen=True):
     """A report that changed nothing, and why."""

@@ -1,6 +1,7 @@
 """The leader's dispatcher, on a real store and virtual time."""
 
 import asyncio
+import contextlib
 
 import msgspec
 import pytest
@@ -142,6 +143,38 @@ def test_too_many_registrations_are_refused(play):
         await world.register("n2")
         await asyncio.sleep(8)
         await world.register("n1")
+
+    play(scenario)
+
+
+def test_what_a_node_writes_into_the_log_is_bounded_in_bytes(play):
+    """Long texts count as many statuses: a worker cannot fill the log with few of them."""
+
+    async def scenario(world):
+        names = [f"t{number}" for number in range(50)]
+        await world.assign(*names)
+        session = await world.register("n1", certificate_role=WORKER_ROLE)
+        before = sum(len(entry.data) for entry in world.log.entries)
+        number = 0
+
+        def written():
+            return sum(len(entry.data) for entry in world.log.entries) - before
+
+        async def flood():
+            nonlocal number
+            while written() < 64 << 20:
+                number += 1
+                text = f"{number} ".ljust(4096, "x")
+                status = TaskStatus(state=TaskState.RUNNING, message=text, err=text)
+                await world.core.update_statuses(
+                    session, [StatusUpdate(name, status) for name in names]
+                )
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await flood()
+        assert written() < 20 << 20
+        assert session.end is None  # it is alive: it is this manager that does not read on
 
     play(scenario)
 
