@@ -6,8 +6,9 @@ own name only if that is free. Nothing that a container wrote is replaced, and n
 file.
 
 A mark beside the volume stands from before the first entry until all are on the disk. Who finds
-one after a crash completes the content in the same way. The caller sees to it that two do not fill
-one volume at the same time. Everything blocks.
+one after a crash completes the content in the same way. The caller lets those who want to fill one
+volume wait for each other; a lock of the kernel refuses whoever comes while a copy that was given
+up, because it takes too long, still goes on. Everything blocks.
 
 Source: Docker's "Populate a volume using a container": an empty volume gets the content, and the
 owner and mode of the image's directory even if that is empty.
@@ -17,9 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -52,11 +54,34 @@ def fill(content: int | None, volume: int, record: Path, after_step: Callable[[s
         after_step: called with the name of each step; tests crash there.
 
     Raises:
-        OSError: of the disk; the mark stays.
+        OSError: of the disk, and the mark stays; or EBUSY, somebody else is filling it.
     """
-    is_again = is_begun(record)
-    if content is None or not (is_again or _is_empty(volume)):
+    if content is None or not (is_begun(record) or _is_empty(volume)):
         return
+    with _alone(record):
+        _fill(content, volume, record, after_step)
+
+
+@contextlib.contextmanager
+def _alone(record: Path) -> Iterator[None]:
+    """Keep others from filling the volume, also a thread that was given up and still copies.
+
+    Raises:
+        OSError: EBUSY, somebody fills it.
+    """
+    descriptor = os.open(record, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(errno.EBUSY, "a former attempt is still copying it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fill(content: int, volume: int, record: Path, after_step: Callable[[str], None]) -> None:
+    is_again = is_begun(record)
     status = os.fstat(content)
     if not is_again and _is_empty(content):
         _copy_attributes(content, volume, status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,3 +199,26 @@ def test_links_in_the_volume_are_not_followed(place: Place, tmp_path: Path) -> N
 
     place.fill(attack)
     assert list(outside.iterdir()) == []
+
+
+def test_a_copy_that_was_given_up_keeps_others_away(place: Place, monkeypatch) -> None:
+    """A thread cannot be stopped: while it still copies, nobody else touches what it has begun."""
+    copy, inside, gate = filling._copy_data, threading.Event(), threading.Event()
+
+    def slow(source: int, target: int, size: int) -> None:
+        inside.set()
+        assert gate.wait(30)
+        copy(source, target, size)
+
+    monkeypatch.setattr(filling, "_copy_data", slow)
+    first = threading.Thread(target=place.fill)
+    first.start()
+    assert inside.wait(30)
+    monkeypatch.setattr(filling, "_copy_data", copy)
+    with pytest.raises(OSError, match="a former attempt is still copying it"):
+        place.fill()
+    gate.set()
+    first.join(30)
+    place.fill()
+    assert place.seen(place.volume) == place.seen(place.image)
+    assert not filling.is_begun(place.record)
