@@ -384,16 +384,44 @@ class Changes(Place):
             await self._stop_jobs()
             if self._manager is not None and not self._manager.is_alone:
                 await self._leave_group(self._manager)
-            remove_identity(self._config.identity_file)
+            self._note_leaving(identity)
             await self._stop_manager()
             # First: the agent ends its session when it leaves, and a session's end says nothing.
             await self._stop_client(is_goodbye=True)
-            if self._resources.agent is not None:
-                await self._resources.agent.leave()
-            await self._stop_agent()
-            await self._network.destroy()
-            await self._forget()
-            log.info("swarm_left")
+            await self._clear_node()
+
+    def _note_leaving(self, identity: Identity) -> None:
+        """See to it that whoever starts after a crash goes on with leaving, and never works again.
+
+        On a full disk the mark cannot be made, and nothing then finishes what a crash interrupts.
+        """
+        try:
+            write_identity(
+                self._config.identity_file, msgspec.structs.replace(identity, is_leaving=True)
+            )
+        except SwarmError as error:
+            log.warning("leaving_not_noted", error=error.message)
+            remove_identity(self._config.identity_file)
+
+    async def _clear_node(self) -> None:
+        """Remove the containers and all else of the swarm; the identity goes last. Repeatable.
+
+        Raises:
+            SwarmError: something is left.
+        """
+        if self._resources.agent is not None:
+            await self._resources.agent.leave()
+        await self._stop_agent()
+        await self._network.destroy()
+        await self._forget()
+        remove_identity(self._config.identity_file)
+        log.info("swarm_left")
+
+    async def _finish_leaving(self, identity: Identity) -> None:
+        """Go on where a crash interrupted `swarm_leave`."""
+        log.warning("leaving_resumed", node_id=identity.node_id)
+        self._resources.agent = self._new_agent(identity)
+        await self._clear_node()
 
     async def _leave_group(self, manager: Manager) -> None:
         """Have the other managers go on without this one, if they are enough."""

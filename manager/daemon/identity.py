@@ -22,6 +22,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
     `is_own_address`: the advertised one was an address of this machine when it was chosen.
     `is_forced`: it is to be the only manager of its cluster, and the others are not forgotten yet.
+    `is_leaving`: it is to be in no cluster, and what it had of this one is not all gone yet.
     """
 
     format: int = 1
@@ -33,6 +34,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     data_path_addr: str = ""
     is_own_address: bool = False
     is_forced: bool = False
+    is_leaving: bool = False
 
 
 def read_identity(path: Path) -> Identity | None:

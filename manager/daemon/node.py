@@ -62,6 +62,9 @@ class SwarmNode(Changes):
                 identity = self._identity = read_identity(self._config.identity_file)
                 if identity is None:
                     return
+                if identity.is_leaving:
+                    await self._finish_leaving(identity)
+                    return
                 self._start_agent(identity)
                 try:
                     await self._try_to_take_up(identity, None)

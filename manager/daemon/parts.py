@@ -154,7 +154,14 @@ class Parts(abc.ABC):
 
     async def _run_agent(self, identity: Identity) -> None:
         """Run one agent to its end; a restart makes a new one, which adopts what runs."""
-        agent = Agent(
+        agent = self._resources.agent = self._new_agent(identity)
+        try:
+            await agent.run()
+        finally:
+            await self._network.close()
+
+    def _new_agent(self, identity: Identity) -> Agent:
+        return Agent(
             self._config.worker_dir,
             identity.node_id,
             self._described(),
@@ -166,11 +173,6 @@ class Parts(abc.ABC):
             rng=self._rng,
             removed=self._resources.release_images,
         )
-        self._resources.agent = agent
-        try:
-            await agent.run()
-        finally:
-            await self._network.close()
 
     async def _stop_agent(self) -> None:
         if self._resources.agent is not None:
