@@ -6,7 +6,9 @@ counting connections (`ct count`). `table inet swarm_ports` looks at new connect
 only:
 
 - From a container (by way of the bridge) none is let through, neither to this node nor, forwarded,
-  to another manager, for which it would come from this node's own address. A daemon option lifts
+  to another manager, for which it would come from this node's own address. A manager may have more
+  addresses than the one that is known of it: to any other, a few connections to a port of a manager
+  are let through, so that containers cannot use up what their node may open. A daemon option lifts
   this.
 - From a known member of the cluster, `MEMBER_CONNECTIONS_MAX`. Members do not count in the total
   of strangers, so that whoever fills that keeps no manager and no worker out.
@@ -30,6 +32,7 @@ TABLE = "swarm_ports"
 SOURCE_CONNECTIONS_MAX = 64
 STRANGER_CONNECTIONS_MAX = 512
 MEMBER_CONNECTIONS_MAX = 256
+CONTAINERS_CONNECTIONS_MAX = 32
 _SOURCES_MAX = 16_384
 _REFUSE = "reject with tcp reset"
 
@@ -73,6 +76,7 @@ def table_text(protected: Protected) -> str:
         rules["forward"] = [
             f'iifname "{BRIDGE}" ip daddr . tcp dport @managers4 {_REFUSE}',
             f'iifname "{BRIDGE}" ip6 daddr . tcp dport @managers6 {_REFUSE}',
+            f'iifname "{BRIDGE}" {_FEW}',
         ]
     lines = [f"add table inet {TABLE}", *(f"add set inet {TABLE} {text}" for text in _SETS)]
     for chain, hook in _CHAINS.items():
@@ -89,6 +93,7 @@ def elements_text(protected: Protected) -> str:
     managers = [(ipaddress.ip_address(text), port) for text, port in protected.managers]
     contents = {
         "ports": [str(port) for port in sorted(protected.ports)],
+        "manager_ports": [str(port) for port in sorted({port for _, port in managers})],
         "members4": _sorted(one for one in members if one.version == _IPV4),
         "members6": _sorted(one for one in members if one.version != _IPV4),
         "managers4": _services(managers, is_ipv4=True),
@@ -113,6 +118,7 @@ def has_table(listing: str) -> bool:
     return any((table.get("family"), table.get("name")) == ("inet", TABLE) for table in tables)
 
 
+_FEW = f"ct state new tcp dport @manager_ports ct count over {CONTAINERS_CONNECTIONS_MAX} {_REFUSE}"
 _IPV4 = 4
 _STRANGERS = "strangers"
 _CHAINS = {
@@ -122,6 +128,7 @@ _CHAINS = {
 }
 _SETS = (
     "ports { type inet_service; }",
+    "manager_ports { type inet_service; }",
     "members4 { type ipv4_addr; }",
     "members6 { type ipv6_addr; }",
     "managers4 { type ipv4_addr . inet_service; }",

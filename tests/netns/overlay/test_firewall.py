@@ -12,7 +12,12 @@ import pytest
 
 from overlay import firewall_rules
 from overlay.firewall import HostFirewall
-from overlay.firewall_rules import MEMBER_CONNECTIONS_MAX, SOURCE_CONNECTIONS_MAX, Protected
+from overlay.firewall_rules import (
+    CONTAINERS_CONNECTIONS_MAX,
+    MEMBER_CONNECTIONS_MAX,
+    SOURCE_CONNECTIONS_MAX,
+    Protected,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -112,6 +117,25 @@ def test_a_container_reaches_no_managers_port(on_node: OnNode, stack: Stack) -> 
             )
             for address in (lab.node, lab.client):
                 assert len(await opened(stack, lab, container, address, 2)) == 2, address
+        await firewall.remove()
+
+    on_node(scenario)
+
+
+def test_a_container_cannot_use_up_its_nodes_connections(on_node: OnNode, stack: Stack) -> None:
+    """A manager's other address is not known as one: what goes there is few, and the node's own."""
+
+    async def scenario(lab: Any) -> None:
+        network = lab.network()
+        await network.start(frozenset())
+        container = await network.attach(lab.container(0))
+        firewall = HostFirewall()
+        await firewall.protect(Protected(managers=(("192.0.2.1", PORT),)))
+        count = CONTAINERS_CONNECTIONS_MAX + 8
+        with contextlib.closing(listening(lab, lab.client_namespace)):
+            there = await opened(stack, lab, container, lab.client, count)
+            assert len(there) == CONTAINERS_CONNECTIONS_MAX
+            assert len(await opened(stack, lab, None, lab.client, count)) == count
         await firewall.remove()
 
     on_node(scenario)
