@@ -19,7 +19,7 @@ from typing_extensions import override
 from manager.dispatcher import wire
 from manager.dispatcher.core import DispatcherCore
 from manager.dispatcher.session import OpenSession
-from manager.nodeport.claims import node_address
+from manager.nodeport.claims import session_address
 from manager.nodeport.errors import abort
 from manager.nodeport.peer import address_of, identity_of
 from manager.nodeport.streams import admit, until_first
@@ -87,7 +87,7 @@ class DispatcherService(dispatcher_pb2_grpc.DispatcherServicer):
         return await self._core.register(
             identity.node_id,
             wire.description_of(first.hello.description),
-            address=node_address(first.hello.address, address_of(context)),
+            address=session_address(first.hello.address, address_of(context)),
             certificate_role=identity.role,
             certificate_until=identity.valid_until,
             instance=first.hello.instance,

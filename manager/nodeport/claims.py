@@ -187,6 +187,24 @@ def node_address(claimed: str, peer: str) -> str:
     return ""
 
 
+def session_address(claimed: str, peer: str) -> str:
+    """Return the IP address of a node that has a session: its connection's, as far as that tells.
+
+    A node could name any address, and what is known as a member's has more room at the managers'
+    ports. A connection that never left the machine tells nothing, so there the node is believed.
+
+    Args:
+        claimed: see `node_address`.
+        peer: the address that the session's connection comes from, "" if there is none.
+
+    Source: SwarmKit's dispatcher takes the address of the connection, too.
+    """
+    seen = _ip_address(peer)
+    if seen is not None and not seen.is_loopback and not seen.is_unspecified:
+        return str(seen)
+    return node_address(claimed, peer)
+
+
 def checked_port_address(text: str, what: str) -> str:
     """Return `IP:port` (IPv6 in brackets), where a manager says that it is reached.
 

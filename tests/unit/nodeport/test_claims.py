@@ -9,6 +9,7 @@ from manager.nodeport.claims import (
     checked_status,
     moment_between,
     node_address,
+    session_address,
 )
 from proto.errors import InvalidError
 from proto.objects import (
@@ -42,6 +43,23 @@ from proto.objects import (
 def test_a_node_is_where_it_says_or_where_it_comes_from(claimed, peer, address):
     """An IP address is believed, and nothing else is; then the connection's counts."""
     assert address == node_address(claimed, peer)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "peer", "address"),
+    [
+        ("8.8.8.8", "10.0.0.5", "10.0.0.5"),
+        ("", "fd00::9", "fd00::9"),
+        ("10.0.0.7:2377", "127.0.0.1", "10.0.0.7"),
+        ("10.0.0.7", "::1", "10.0.0.7"),
+        ("", "127.0.0.1", "127.0.0.1"),
+        ("10.0.0.7", "", "10.0.0.7"),
+        ("no address", "", ""),
+    ],
+)
+def test_a_node_with_a_session_is_where_its_connection_comes_from(claimed, peer, address):
+    """It cannot make another address a member's; a connection of the same machine says nothing."""
+    assert address == session_address(claimed, peer)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.7:2378", "[fd00::7]:2378"])
