@@ -117,12 +117,14 @@ class ExitStatus(Value, frozen=True):
     """How a container ended: 0-255, 128 + n for signal n; `oom_killed` if its cgroup was full.
 
     `is_lost` if nobody saw the end, as when the machine was restarted: code and time are guesses.
+    `cause` says why the code is not the program's own, "" if it is.
     """
 
     exit_code: int
     finished_at: float
     oom_killed: bool = False
     is_lost: bool = False
+    cause: str = ""
 
 
 class ContainerState(Value, frozen=True):

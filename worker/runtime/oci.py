@@ -55,6 +55,7 @@ CREATE_SECONDS_MAX = 60.0
 START_SECONDS_MAX = 60.0
 _THREADS_MAX = 4
 _FULL = "the disk is full"
+_MONITOR_ENDED = "its monitor ended before it"
 _MESSAGE_BYTES_MAX = 4096
 _INIT_PROGRAMS = ("docker-init", "tini-static", "catatonit")
 _ARCHITECTURES = {
@@ -293,12 +294,17 @@ class OciRuntime:
         log.warning("container_monitor_lost", container_id=container_id, pid=record.pid)
         if record.boot_id == self._boot_id:
             await self._threads.run(container_id, partial(removal.kill_recorded, record))
+        # A full disk ends monitors: they cannot write how their container ended.
+        full = full_disk(self._root)
         try:
             directory.write("exit", str(LOST_EXIT_CODE).encode())
         except OSError as error:
-            # A full disk ends monitors too; without the file the end is guessed anew each time.
+            # Without the file the end is guessed anew each time.
             log.warning("exit_not_written", container_id=container_id, error=reason_of(error))
-        return directory.exit_status() or ExitStatus(LOST_EXIT_CODE, self._clock.wall())
+            full = full or (reason_of(error) if error.errno in FULL_ERRNOS else "")
+        cause = f"{_FULL}, so its monitor ended before it ({full})" if full else _MONITOR_ENDED
+        ended = directory.exit_status() or ExitStatus(LOST_EXIT_CODE, self._clock.wall())
+        return msgspec.structs.replace(ended, cause=cause)
 
     def _with_memory(
         self, directory: ContainerDirectory, container_id: ContainerID, ended: ExitStatus

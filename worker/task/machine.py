@@ -374,8 +374,8 @@ class TaskMachine:
         elif exit_status.exit_code == 0:
             out = self._end(TaskState.COMPLETE, exit_status=exit_status)
         else:
-            cause = ": its memory limit was reached" if exit_status.oom_killed else ""
-            err = f"task: non-zero exit ({exit_status.exit_code}){cause}"
+            cause = "its memory limit was reached" if exit_status.oom_killed else exit_status.cause
+            err = f"task: non-zero exit ({exit_status.exit_code}){cause and f': {cause}'}"
             out = self._end(TaskState.FAILED, err=err, exit_status=exit_status)
         out += self._enter(phase)
         if phase is Phase.DETACHING:

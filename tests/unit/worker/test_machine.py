@@ -143,6 +143,14 @@ def test_out_of_memory_is_named(assigned: Make) -> None:
     assert machine.status.err == "task: non-zero exit (137): its memory limit was reached"
 
 
+def test_an_end_that_nobody_could_write_down_is_named(assigned: Make) -> None:
+    """The number is not the program's own, and the reason is told beside it."""
+    machine = running(assigned)
+    status = ExitStatus(exit_code=137, finished_at=3, cause="the disk is full")
+    machine.handle(Exited(T, status), 3)
+    assert machine.status.err == "task: non-zero exit (137): the disk is full"
+
+
 def test_failed_preparation_rejects(assigned: Make) -> None:
     """What cannot be prepared is REJECTED and cleaned up."""
     machine = TaskMachine(assigned())
