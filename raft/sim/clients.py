@@ -99,9 +99,18 @@ class Clients:
     def doubt(self, _: None) -> None:
         """While several think they lead: write to the newest, read from the oldest."""
         leaders = self._world.leaders()
-        if len(leaders) > 1 and self._unknown[DOUBTED] < _UNKNOWN_MAX:
-            self._ask(_PASSER_BY, leaders[-1], "read", DOUBTED)
-            self._ask(_PASSER_BY, leaders[0], "write", DOUBTED)
+        if len(leaders) > 1:
+            self.compare(leaders[-1], leaders[0])
+
+    def compare(self, doubted: Host, leader: Host) -> None:
+        """Read from one that may know less, and write to the leader: for the next to read."""
+        if self._unknown[DOUBTED] < _UNKNOWN_MAX:
+            self.doubt_one(doubted)
+            self._ask(_PASSER_BY, leader, "write", DOUBTED)
+
+    def doubt_one(self, host: Host) -> None:
+        """Read from one what is written when others are compared with it."""
+        self._ask(_PASSER_BY, host, "read", DOUBTED)
 
     def ended(self, operation: Operation, result: State | None) -> None:
         """A member answers."""

@@ -5,6 +5,7 @@ Each is what a hurried change might make of one small method.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from msgspec import structs
@@ -19,10 +20,12 @@ from raft.core.messages import (
     HeartbeatReply,
     Message,
     PreVote,
+    ReadReply,
     Vote,
 )
 from raft.core.progress import Progress
 from raft.core.ready import Ready
+from raft.core.state import Asked
 from raft.core.values import ReadState, Role
 
 # Terms.
@@ -239,6 +242,39 @@ class OldRoundAnswered(Core):
         super()._on_heartbeat(structs.replace(message, round=self._newest))
 
 
+class OneAnswerConfirms(Core):
+    """Where it asks for each read, takes the first answer of anybody for that of a majority."""
+
+    @override
+    def _confirm_rounds(self) -> None:
+        if not self.config.has_lease_reads:
+            newest = max(self._voting_peers, key=attrgetter("round"), default=None)
+            voting, self._voting_peers = self._voting_peers, [newest] if newest else []
+            super()._confirm_rounds()
+            self._voting_peers = voting
+        else:
+            super()._confirm_rounds()
+
+
+class JoinsRoundUnderWay(Core):
+    """Takes answers to what was sent before a read began for an answer to the read."""
+
+    @override
+    def _read(self, read: Asked) -> None:
+        unanswered = int(self._confirmed < self._round)
+        self._round -= unanswered
+        super()._read(read)
+        self._round += unanswered
+
+
+class AnswersFormerLife(Core):
+    """Takes an answer to a read of a former life for one to its own."""
+
+    @override
+    def _on_read_reply(self, message: ReadReply) -> None:
+        super()._on_read_reply(structs.replace(message, life=self._life))
+
+
 # Progress.
 
 
@@ -291,6 +327,9 @@ MISTAKES: dict[str, type[Core]] = {
     "snapshot-of-newest-membership": SnapshotOfNewestMembership,
     "follower-reads-its-own": FollowerReadsItsOwn,
     "old-round-answered": OldRoundAnswered,
+    "one-answer-confirms": OneAnswerConfirms,
+    "joins-round-under-way": JoinsRoundUnderWay,
+    "answers-former-life": AnswersFormerLife,
     "lost-probe-never-repeated": LostProbeNeverRepeated,
     "heartbeats-commit-all": HeartbeatsCommitAll,
 }

@@ -9,7 +9,7 @@ import msgspec
 
 # Numbers of hosts are below this.
 _HOSTS_MAX = 64
-# The part of messages to the laggard that is late.
+# The part of messages to the laggard that is late, if nobody says otherwise.
 _LAGGARD_LATE = 0.5
 
 
@@ -39,6 +39,7 @@ class Network:
     Attributes:
         weather: for all.
         laggard: a host to which many messages are late; 0 for none.
+        laggard_late: the part of them that is.
     """
 
     def __init__(self, rng: random.Random, weather: Weather) -> None:
@@ -46,6 +47,7 @@ class Network:
         self._random = rng.random
         self.weather = weather
         self.laggard = 0
+        self.laggard_late = _LAGGARD_LATE
         self._cut: set[int] = set()
 
     def delays(self, sender: int, to: int, late: float = 0.0) -> tuple[float, ...]:
@@ -58,7 +60,7 @@ class Network:
             return ()
         delay = late + weather.delay_min + weather.delay_spread * self._random()
         chance -= weather.loss
-        if chance < weather.late or (to == self.laggard and chance < _LAGGARD_LATE):
+        if chance < weather.late or (to == self.laggard and chance < self.laggard_late):
             return (delay + weather.late_time * self._random(),)
         if chance > 1.0 - weather.double - weather.loss:
             return (delay, delay + weather.delay_spread * self._random() * 4)
@@ -81,6 +83,7 @@ class Network:
         """Join everything."""
         self._cut.clear()
         self.laggard = 0
+        self.laggard_late = _LAGGARD_LATE
 
     def is_cut(self, sender: int, to: int) -> bool:
         """Whether messages from one to another are dropped."""

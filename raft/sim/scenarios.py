@@ -310,6 +310,19 @@ SCENARIOS: tuple[Scenario, ...] = (
         doubts=tuple(9.0 * number for number in range(1, 12)),
     ),
     Scenario(
+        name="stale",
+        faults=(("lag_slow_leader", 1), ("blink_reader", 1)),
+        fault_time=300.0,
+        duration=2500.0,
+        voters=(3, 5),
+        leases=0.0,
+        weather=Weather(late_time=250.0),
+        think_time=60.0,
+        operations=40,
+        patience=8.0,
+        doubts=tuple(7.0 * number for number in range(1, 15)),
+    ),
+    Scenario(
         name="installations",
         faults=(
             ("doom_installing", 4),

@@ -16,13 +16,13 @@ from raft.core.messages import Message, TimeoutNow
 from raft.sim.checks import Failure, Truth
 from raft.sim.clients import Clients
 from raft.sim.disk import Content, Disk
-from raft.sim.faults import Faults
 from raft.sim.filedisk import FileDisk
 from raft.sim.host import Host
 from raft.sim.linear import Operation
 from raft.sim.network import Network, Weather
 from raft.sim.repairs import Repairs
 from raft.sim.scenarios import Scenario
+from raft.sim.stale import StaleReads
 
 # The unit of time is a tenth of a tick.
 TICK_TIME = 10.0
@@ -81,7 +81,7 @@ class World:
         self.hosts: dict[int, Host] = {}
         self.disks: list[Disk] = []
         voters = self._build(disk_class)
-        self.faults = Faults(self)
+        self.faults = StaleReads(self)
         self.repairs = Repairs(self, voters)
         for number in range(1, voters + 1):
             self.hosts[number].start()
