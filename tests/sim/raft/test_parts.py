@@ -8,10 +8,10 @@ from proto.errors import CorruptError
 from raft.core import Entries, HardState, RaftID, Ready, Snapshot
 from raft.sim.checks import Failure
 from raft.sim.disk import Disk
-from raft.sim.faults import Faults
 from raft.sim.filedisk import FileDisk
 from raft.sim.network import Network, Weather
 from raft.sim.scenarios import SCENARIOS
+from raft.sim.stale import StaleReads
 
 
 def ready(first, terms, snapshot=None):
@@ -131,5 +131,5 @@ def test_every_fault_that_a_scenario_names_exists():
     """A misspelt one would fail only when its seed comes."""
     for scenario in SCENARIOS:
         for name, weight in scenario.faults:
-            assert callable(getattr(Faults, name)), name
+            assert callable(getattr(StaleReads, name)), name
             assert weight > 0
