@@ -19,6 +19,7 @@ from manager.lab.state import HostState
 ECHO = """
 import socket
 listener = socket.create_server(("0.0.0.0", 9000))
+print("listening", flush=True)
 while True:
     connection, _ = listener.accept()
     while data := connection.recv(100):
@@ -101,7 +102,9 @@ def test_hosts_are_machines(hosts):
 
 def test_a_cut_is_silent(hosts):
     """What is on its way in a TCP connection stops, nobody is told, and it goes on when healed."""
-    with ended(python(hosts, "m1", ECHO)), ended(python(hosts, "w1", TALK, "m1")) as talk:
+    with ended(python(hosts, "m1", ECHO)) as echo, contextlib.ExitStack() as stack:
+        assert answers(echo, 10) == "listening\n"
+        talk = stack.enter_context(ended(python(hosts, "w1", TALK, "m1")))
         say(talk, "before")
         assert answers(talk, 10) == "before\n"
         hosts("cut", "m1", "w1")
