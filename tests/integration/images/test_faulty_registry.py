@@ -323,6 +323,26 @@ async def test_a_stalled_registry_holds_no_other(
     await asyncio.gather(hung, return_exceptions=True)
 
 
+async def test_a_push_to_a_registry_that_is_silent_is_given_up(
+    store: ImageStore, image: Any, registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again and then fails, while a pull from another registry goes on."""
+    monkeypatch.setattr(skopeo_module, "STALLED_SECONDS", 1.0)
+    _, image_id, _ = image
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+        silent_address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert (await store.pull(f"{registry.address}/web:1")).id == image_id
+        await store.tag(f"{registry.address}/web:1", f"{silent_address}/web:1")
+        said: list[Progress] = []
+        hung = asyncio.create_task(store.push(f"{silent_address}/web:1", progress=said.append))
+        assert (await store.pull(f"{registry.address}/web:1")).id == image_id
+        with pytest.raises(UnavailableError) as caught:
+            await hung
+    assert f"the registry {silent_address} sent nothing for 1 s" == caught.value.message
+    retries = [one for one in said if one.status.startswith("Retrying in")]
+    assert len(skopeo_module.RETRY_PAUSES) == len(retries)
+
+
 async def test_a_hung_program_is_ended(store: ImageStore, monkeypatch: Any, tmp_path: Any) -> None:
     """A skopeo that is stopped moves nothing, and is killed like a silent registry's."""
     monkeypatch.setattr(skopeo_module, "STALLED_SECONDS", 0.5)
