@@ -139,6 +139,23 @@ async def test_a_runtime_that_hangs_at_the_start_is_named(tmp_path: Path, monkey
     await runtime.close()
 
 
+async def test_a_runtime_that_hangs_in_its_trial_is_passed_over(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The daemon's start is not held for ever: the sentence names the program and the time."""
+    from worker.runtime import oci, probe  # noqa: PLC0415 -- needs the machine's cgroups
+
+    monkeypatch.setattr(probe, "_VERSION_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(oci, "CREATE_SECONDS_MAX", 0.5)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    stopped_program(programs / "crun")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    async with asyncio.timeout(60):
+        with pytest.raises(RuntimeFailedError, match=r"no container can be run: crun refuses: .*"):
+            await probe.probe(tmp_path / "state", candidates=("crun",), cgroup_parent="/trial")
+
+
 def test_this_interpreter_is_a_process() -> None:
     """The lookup works for what does run."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
