@@ -161,6 +161,24 @@ def test_nothing_to_fix_is_left():
             pytest.fail(f"{path}: {found}")
 
 
+def test_a_failure_in_the_log_has_its_reason():
+    """The text of an exception may be empty; `proto.errors.reason_of` says something always."""
+    events = {"debug", "info", "warning", "error", "critical"}
+    for path in tracked(*(f"{package}/*.py" for package in PACKAGES)):
+        for call in ast.walk(ast.parse(path.read_text())):
+            match call:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=attr)):
+                    empty = [
+                        word.arg
+                        for word in call.keywords
+                        if isinstance(word.value, ast.Call)
+                        and isinstance(word.value.func, ast.Name)
+                        and word.value.func.id == "str"
+                        and word.arg in {"error", "reason"}
+                    ]
+                    assert attr not in events or empty == [], f"{path}:{call.lineno}"
+
+
 def test_docs_name_files_that_exist():
     """A path in backquotes in a document is there."""
     for path in tracked("*.md"):

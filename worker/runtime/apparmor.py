@@ -17,6 +17,8 @@ from pathlib import Path
 
 import structlog
 
+from proto.errors import reason_of
+
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 
 PROFILE = "swarm-default"
@@ -95,7 +97,7 @@ def load_default() -> str:
     except subprocess.CalledProcessError as error:
         log.warning("apparmor_not_used", reason=error.stderr.strip()[-500:])
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("apparmor_not_used", reason=str(error))
+        log.warning("apparmor_not_used", reason=reason_of(error))
     else:
         return PROFILE
     return ""
