@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tarfile
@@ -201,8 +200,7 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def running_registry(directory_path: Path, authentication: str = "") -> Iterator[RunningRegistry]:
     """Run a registry until the end of the block."""
-    if shutil.which("docker-registry") is None:
-        pytest.skip("needs the package docker-registry")
+    program = needs.program("docker-registry")
     directory_path.mkdir()
     port = _free_port()
     config = directory_path / "config.yml"
@@ -214,9 +212,7 @@ def running_registry(directory_path: Path, authentication: str = "") -> Iterator
     )
     log = directory_path / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["docker-registry", "serve", str(config)], stdout=output, stderr=output
-        )
+        process = subprocess.Popen([program, "serve", str(config)], stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 10
         while True:
